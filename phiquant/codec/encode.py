@@ -1,0 +1,124 @@
+"""Weights to planes: choose a sign and a bend for every group, then read off the codes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from phiquant.codec import cells
+from phiquant.codec.denormals import denormals_kept
+from phiquant.codec.layout import Layout, Planes, check_choice
+from phiquant.codec.packing import pack
+from phiquant.codec.scales import power_of_two, read_words, smallest_words
+
+FITS = ("joint", "index", "deviation")
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def encode(
+    weight: Tensor, layout: Layout, fit: str = "joint", importance: Tensor | None = None
+) -> Planes:
+    """The readable reference of the encoder.
+
+    Args:
+        weight: bf16, fp16 or fp32 ``[..., columns]``, finite.
+        layout: how to cut the planes; ``layout.exponent`` as from :func:`exponent_for`.
+        fit: what the choice of sign and bend minimises: "index" or "deviation", the squared error
+            of that tier, or "joint", log(index) + 1/2 log(deviation).
+        importance: fp32 ``[columns]`` >= 0, weights of the squared errors, or None for ones.
+
+    Raises:
+        ValueError: ``fit`` is unknown.
+    """
+    check_choice("fit", fit, FITS)
+    leading = weight.shape[:-1]
+    with denormals_kept():
+        groups = _grouped(weight.detach().float(), layout)
+        words = choose_words(groups, layout, fit, _weights_of_errors(weight, importance, layout))
+        scale, bend = read_words(words, layout)
+        codes = cells.find(groups, scale.unsqueeze(-1), bend.unsqueeze(-1), layout)
+    codes = torch.where(_is_padding(layout, weight.device), 0, codes.unflatten(0, (-1, layout.groups)))
+    planes = split_codes(codes.view(*leading, layout.groups * layout.group_size), layout)
+    return planes._replace(scale=words.view(*leading, layout.groups))
+
+
+def split_codes(codes: Tensor, layout: Layout) -> Planes:
+    """Codes ``[..., groups * group_size]`` to packed planes; the scale plane is left empty."""
+    high, low = layout.high_bits, layout.low_bits
+    return Planes(
+        index=pack(codes >> layout.deviation_bits, layout.index_bits),
+        deviation=pack(codes >> low & (1 << high) - 1, high) if high else None,
+        deviation_low=pack(codes & (1 << low) - 1, low) if low else None,
+        scale=torch.empty(0, dtype=torch.int16),
+    )
+
+
+def choose_words(groups: Tensor, layout: Layout, fit: str, importance: Tensor | None) -> Tensor:
+    """int16 scale words ``[n]`` for fp32 ``groups [n, group_size]``: the best of every bend and sign.
+
+    The first of equal candidates wins; they are tried bend by bend, the positive sign first.
+    """
+    above = groups.amax(-1).clamp(min=0)
+    below = (-groups).amax(-1).clamp(min=0)
+    unit = _normaliser(torch.maximum(above, below))
+    best = torch.full_like(above, torch.inf, dtype=torch.float64)
+    words = torch.zeros_like(above, dtype=torch.int32)
+    for bend in range(layout.curve.bends):
+        for sign, long_end, short_end in ((0, above, below), (0x8000, below, above)):
+            magnitude, scale = smallest_words(long_end, short_end, bend, layout)
+            signed = (-scale if sign else scale).unsqueeze(-1)
+            score = _score(groups, signed, bend, layout, fit, importance, unit)
+            words = torch.where(score < best, magnitude | sign | bend, words)
+            best = torch.minimum(best, score)
+    return words.to(torch.int16)
+
+
+def _score(
+    groups: Tensor,
+    scale: Tensor,
+    bend: int,
+    layout: Layout,
+    fit: str,
+    importance: Tensor | None,
+    unit: Tensor,
+) -> Tensor:
+    """What ``fit`` minimises, fp64 ``[n]``; the joint log is taken as a product."""
+    bends = torch.full((1, 1), bend, device=groups.device)
+    codes = cells.find(groups, scale, bends, layout)
+
+    def error(bits: int) -> Tensor:
+        level = cells.levels(codes >> layout.deviation_bits - bits, bends, layout, bits)
+        squares = ((level * scale - groups) * unit).double().square()
+        return (squares if importance is None else squares * importance).sum(-1)
+
+    if fit == "index" or layout.deviation_bits == 0:
+        return error(0)
+    deepest = error(layout.deviation_bits)
+    return deepest if fit == "deviation" else error(0).square() * deepest
+
+
+def _normaliser(absmax: Tensor) -> Tensor:
+    """Powers of two ``[n, 1]`` that bring groups near 1, so that squares do not underflow."""
+    exponent = torch.frexp(absmax).exponent.clamp(-126, 126)
+    powers = torch.tensor([power_of_two(-e) for e in range(-126, 127)], device=absmax.device)
+    return powers[exponent.long() + 126].unsqueeze(-1)
+
+
+def _weights_of_errors(weight: Tensor, importance: Tensor | None, layout: Layout) -> Tensor | None:
+    """The importance of every weight, 0 where a short group is padded; None if all are 1."""
+    if importance is None:
+        if layout.columns % layout.group_size == 0:
+            return None
+        importance = torch.ones(layout.columns, device=weight.device)
+    return _grouped(importance.float().expand(weight.shape), layout)
+
+
+def _grouped(weight: Tensor, layout: Layout) -> Tensor:
+    """``[..., columns]`` to ``[rows * groups, group_size]``, padded with zeros."""
+    padding = layout.groups * layout.group_size - layout.columns
+    return torch.nn.functional.pad(weight, (0, padding)).reshape(-1, layout.group_size)
+
+
+def _is_padding(layout: Layout, device: torch.device) -> Tensor:
+    place = torch.arange(layout.groups * layout.group_size, device=device)
+    return (place >= layout.columns).view(layout.groups, layout.group_size)

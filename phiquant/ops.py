@@ -1,0 +1,165 @@
+"""``torch.ops.phiquant``: schemas, fakes, autograd and the reference kernels.
+
+The compiled library holds kernels only, and registers them over the reference ones. Arguments that
+describe the planes are those of :class:`phiquant.codec.Layout`; planes that a layout does not have
+are None as inputs, and tensors of width zero as outputs of ``encode``.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from phiquant import codec
+from phiquant.codec import Layout, Planes
+
+_PLANES = "Tensor index, Tensor? deviation, Tensor? deviation_low, Tensor scale"
+_BITS = "int index_bits, int deviation_bits, int group_size, str grid, int exponent"
+_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
+
+_library = torch.library.Library("phiquant", "DEF")
+_library.define(
+    f"encode(Tensor weight, Tensor? importance, {_BITS}, str fit) -> (Tensor, Tensor, Tensor, Tensor)",
+    tags=_TAGS,
+)
+_library.define(f"decode({_PLANES}, int columns, {_BITS}, ScalarType dtype) -> Tensor", tags=_TAGS)
+_library.define(
+    f"linear(Tensor x, {_PLANES}, Tensor? bias, int columns, {_BITS}) -> Tensor", tags=_TAGS
+)
+_library.define(
+    f"embedding(Tensor indices, {_PLANES}, int columns, {_BITS}, ScalarType dtype) -> Tensor",
+    tags=_TAGS,
+)
+
+
+def _encode(weight: Tensor, importance: Tensor | None, *bits: Any) -> tuple[Tensor, ...]:
+    *shape, fit = bits
+    if weight.dtype not in codec.DTYPES:
+        raise ValueError(f"weight: expected bfloat16, float16 or float32, got {weight.dtype}")
+    if importance is not None and tuple(importance.shape) != (weight.shape[-1],):
+        raise ValueError(
+            f"importance: expected shape ({weight.shape[-1]},), got {tuple(importance.shape)}"
+        )
+    planes = codec.encode(weight, Layout(weight.shape[-1], *shape), fit, importance)
+    absent = planes.index.new_empty((*weight.shape[:-1], 0))
+    return tuple(absent if plane is None else plane for plane in planes)
+
+
+def _decode(
+    index: Tensor,
+    deviation: Tensor | None,
+    deviation_low: Tensor | None,
+    scale: Tensor,
+    columns: int,
+    *bits: Any,
+) -> Tensor:
+    *shape, dtype = bits
+    return codec.decode(
+        Planes(index, deviation, deviation_low, scale), Layout(columns, *shape), dtype
+    )
+
+
+def _linear(x: Tensor, *arguments: Any) -> Tensor:
+    *planes, bias, columns, index_bits, deviation_bits, group_size, grid, exponent = arguments
+    weight = _decode(
+        *planes, columns, index_bits, deviation_bits, group_size, grid, exponent, x.dtype
+    )
+    return functional.linear(x, weight, bias)
+
+
+def _embedding(
+    indices: Tensor,
+    index: Tensor,
+    deviation: Tensor | None,
+    deviation_low: Tensor | None,
+    scale: Tensor,
+    columns: int,
+    *bits: Any,
+) -> Tensor:
+    rows = (
+        None if plane is None else functional.embedding(indices, plane)
+        for plane in (index, deviation, deviation_low, scale)
+    )
+    return _decode(*rows, columns, *bits)
+
+
+def _fake_encode(weight: Tensor, importance: Tensor | None, *bits: Any) -> tuple[Tensor, ...]:
+    layout = Layout(weight.shape[-1], *bits[:-1])
+    widths = (layout.index_bits, layout.high_bits, layout.low_bits)
+    leading = weight.shape[:-1]
+    planes = [
+        weight.new_empty((*leading, layout.row_bytes(width)), dtype=torch.uint8) for width in widths
+    ]
+    return *planes, weight.new_empty((*leading, layout.groups), dtype=torch.int16)
+
+
+def _fake_decode(index: Tensor, *arguments: Any) -> Tensor:
+    columns, dtype = arguments[3], arguments[-1]
+    return index.new_empty((*index.shape[:-1], columns), dtype=dtype)
+
+
+def _fake_linear(x: Tensor, index: Tensor, *_: Any) -> Tensor:
+    return x.new_empty((*x.shape[:-1], index.shape[0]))
+
+
+def _fake_embedding(indices: Tensor, index: Tensor, *arguments: Any) -> Tensor:
+    columns, dtype = arguments[3], arguments[-1]
+    return index.new_empty((*indices.shape, columns), dtype=dtype)
+
+
+def _save_for_backward(context: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, index, deviation, deviation_low, scale, bias, *context.layout = inputs
+    context.save_for_backward(index, deviation, deviation_low, scale)
+    context.dtype, context.has_bias = x.dtype, bias is not None
+
+
+def _linear_backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradients of the input and the bias; the planes are integers and have none."""
+    needs_input, needs_bias = context.needs_input_grad[0], context.needs_input_grad[5]
+    of_input = of_bias = None
+    if needs_input:
+        weight = torch.ops.phiquant.decode(*context.saved_tensors, *context.layout, context.dtype)
+        of_input = gradient @ weight
+    if needs_bias and context.has_bias:
+        of_bias = gradient.flatten(0, -2).sum(0) if gradient.dim() > 1 else gradient
+    return of_input, None, None, None, None, of_bias, *(None for _ in context.layout)
+
+
+for _name, _kernel, _fake in (
+    ("encode", _encode, _fake_encode),
+    ("decode", _decode, _fake_decode),
+    ("linear", _linear, _fake_linear),
+    ("embedding", _embedding, _fake_embedding),
+):
+    _library.impl(_name, _kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"phiquant::{_name}", _fake, lib=_library)
+torch.library.register_autograd(
+    "phiquant::linear", _linear_backward, setup_context=_save_for_backward, lib=_library
+)
+
+
+def _load_compiled() -> bool:
+    """Load the compiled kernels next to this file; say once what it means if they are missing."""
+    path = Path(__file__).with_name("_C.abi3.so")
+    try:
+        if not path.exists():
+            raise FileNotFoundError("it was installed without a C++ compiler")
+        torch.ops.load_library(path)
+    except (OSError, FileNotFoundError) as error:
+        warnings.warn(
+            f"phiquant runs without its compiled kernels ({error}). Results are the same; "
+            "compressing is about 100 times and linear layers about 10 times slower. "
+            "Remedy: install a C++ compiler and reinstall phiquant.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
+compiled: bool = _load_compiled()
