@@ -46,8 +46,8 @@ def _encode(weight: Tensor, importance: Tensor | None, *bits: Any) -> tuple[Tens
             f"importance: expected shape ({weight.shape[-1]},), got {tuple(importance.shape)}"
         )
     planes = codec.encode(weight, Layout(weight.shape[-1], *shape), fit, importance)
-    absent = planes.index.new_empty((*weight.shape[:-1], 0))
-    return tuple(absent if plane is None else plane for plane in planes)
+    absent = (*weight.shape[:-1], 0)
+    return tuple(planes.index.new_empty(absent) if plane is None else plane for plane in planes)
 
 
 def _decode(
