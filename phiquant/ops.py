@@ -112,22 +112,22 @@ def _fake_embedding(indices: Tensor, index: Tensor, *arguments: Any) -> Tensor:
     return index.new_empty((*indices.shape, columns), dtype=dtype)
 
 
-def _save_for_backward(context: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, index, deviation, deviation_low, scale, bias, *context.layout = inputs
-    context.save_for_backward(index, deviation, deviation_low, scale)
-    context.dtype, context.has_bias = x.dtype, bias is not None
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, index, deviation, deviation_low, scale, bias, *ctx.layout = inputs
+    ctx.save_for_backward(index, deviation, deviation_low, scale)
+    ctx.dtype, ctx.has_bias = x.dtype, bias is not None
 
 
-def _linear_backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+def _linear_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     """Gradients of the input and the bias; the planes are integers and have none."""
-    needs_input, needs_bias = context.needs_input_grad[0], context.needs_input_grad[5]
+    needs_input, needs_bias = ctx.needs_input_grad[0], ctx.needs_input_grad[5]
     of_input = of_bias = None
     if needs_input:
-        weight = torch.ops.phiquant.decode(*context.saved_tensors, *context.layout, context.dtype)
+        weight = torch.ops.phiquant.decode(*ctx.saved_tensors, *ctx.layout, ctx.dtype)
         of_input = gradient @ weight
-    if needs_bias and context.has_bias:
+    if needs_bias and ctx.has_bias:
         of_bias = gradient.flatten(0, -2).sum(0) if gradient.dim() > 1 else gradient
-    return of_input, None, None, None, None, of_bias, *(None for _ in context.layout)
+    return of_input, None, None, None, None, of_bias, *(None for _ in ctx.layout)
 
 
 for _name, _kernel, _fake in (
