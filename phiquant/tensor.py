@@ -1,0 +1,290 @@
+"""PhiTensor: a weight that is held as planes and used as a tensor."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from torchao.utils import TorchAOBaseTensor
+
+from phiquant import ops as ops  # registers torch.ops.phiquant
+from phiquant.codec import DTYPES, Layout, Planes, exponent_for
+from phiquant.config import PhiConfig
+
+
+class PhiTensor(TorchAOBaseTensor):
+    """A compressed weight ``[..., rows, columns]``; groups run along ``columns``.
+
+    Make one with :meth:`from_hp`. The constructor takes planes as :class:`phiquant.codec.Planes`
+    describes them. ``stored_dtype`` is the dtype that was encoded and never changes; ``dtype`` is
+    what the tensor claims and decodes to. ``transposed`` swaps the last two dimensions of the view
+    without touching the planes. ``name``, if set, is used in messages.
+
+    >>> weight = torch.randn(8, 128, generator=torch.Generator().manual_seed(0))
+    >>> PhiTensor.from_hp(weight, PhiConfig())
+    PhiTensor(shape=(8, 128), planes=index 4 + deviation 4, bits_per_weight=8.25, \
+group_size=64, grid='phi', dtype=torch.float32, device='cpu')
+    """
+
+    tensor_data_names = ["index", "scale"]
+    optional_tensor_data_names = ["deviation", "deviation_low"]
+    tensor_attribute_names = [
+        "columns",
+        "index_bits",
+        "deviation_bits",
+        "group_size",
+        "grid",
+        "exponent",
+        "fit",
+        "stored_dtype",
+        "dtype",
+        "transposed",
+    ]
+
+    name: str | None = None
+
+    def __new__(
+        cls,
+        index: Tensor,
+        scale: Tensor,
+        columns: int,
+        index_bits: int,
+        deviation_bits: int,
+        group_size: int,
+        grid: str,
+        exponent: int,
+        fit: str,
+        stored_dtype: torch.dtype,
+        dtype: torch.dtype,
+        transposed: bool = False,
+        deviation: Tensor | None = None,
+        deviation_low: Tensor | None = None,
+    ) -> PhiTensor:
+        shape = [*scale.shape[:-1], columns]
+        strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
+        if transposed:
+            shape[-2:], strides[-2:] = shape[:-3:-1], strides[:-3:-1]
+        return torch.Tensor._make_wrapper_subclass(
+            cls, shape, strides=strides, dtype=dtype, device=index.device, requires_grad=False
+        )
+
+    def __init__(
+        self,
+        index: Tensor,
+        scale: Tensor,
+        columns: int,
+        index_bits: int,
+        deviation_bits: int,
+        group_size: int,
+        grid: str,
+        exponent: int,
+        fit: str,
+        stored_dtype: torch.dtype,
+        dtype: torch.dtype,
+        transposed: bool = False,
+        deviation: Tensor | None = None,
+        deviation_low: Tensor | None = None,
+    ) -> None:
+        self.index, self.scale = index, scale
+        self.deviation, self.deviation_low = deviation, deviation_low
+        self.columns = columns
+        self.index_bits, self.deviation_bits = index_bits, deviation_bits
+        self.group_size, self.grid, self.exponent = group_size, grid, exponent
+        self.fit, self.stored_dtype, self.transposed = fit, stored_dtype, transposed
+
+    @classmethod
+    def from_hp(
+        cls,
+        weight: Tensor,
+        config: PhiConfig | None = None,
+        *,
+        importance: Tensor | None = None,
+        name: str = "weight",
+    ) -> PhiTensor:
+        """Compress a high-precision weight.
+
+        Args:
+            weight: bf16, fp16 or fp32 ``[..., rows, columns]``, finite, with at least 2 dimensions.
+            config: how; the default is ``PhiConfig()``.
+            importance: fp32 ``[columns]``, non-negative weights of the squared error that the
+                choice of sign and bend minimises (for example the mean square of the inputs).
+            name: what to call the weight in messages.
+
+        Raises:
+            TypeError: the dtype is not a supported floating-point one.
+            ValueError: the weight is empty, has fewer than 2 dimensions, is on the meta device or
+                holds NaN or infinity; or the importance has the wrong shape or a negative value.
+        """
+        config = config or PhiConfig()
+        layout = config.layout(weight.shape[-1], exponent_for(check_weight(weight, name)))
+        _check_importance(importance, layout.columns)
+        index, deviation, deviation_low, scale = torch.ops.phiquant.encode(
+            weight.detach().contiguous(), importance, *layout_arguments(layout), config.fit
+        )
+        tensor = cls(
+            index,
+            scale,
+            layout.columns,
+            *layout_arguments(layout),
+            config.fit,
+            weight.dtype,
+            weight.dtype,
+            False,
+            deviation if layout.high_bits else None,
+            deviation_low if layout.low_bits else None,
+        )
+        tensor.name = name
+        return tensor
+
+    @property
+    def plane_layout(self) -> Layout:
+        """How the planes are cut."""
+        return Layout(
+            self.columns,
+            self.index_bits,
+            self.deviation_bits,
+            self.group_size,
+            self.grid,
+            self.exponent,
+        )
+
+    @property
+    def planes(self) -> Planes:
+        return Planes(self.index, self.deviation, self.deviation_low, self.scale)
+
+    @property
+    def op_arguments(self) -> tuple[Any, ...]:
+        """The arguments of ``torch.ops.phiquant`` after the planes."""
+        return (
+            self.columns,
+            self.index_bits,
+            self.deviation_bits,
+            self.group_size,
+            self.grid,
+            self.exponent,
+        )
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all planes; ``nbytes`` tells those of the tensor this one stands for."""
+        return sum(plane.nbytes for plane in self.planes if plane is not None)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits a weight, scale words and padding counted."""
+        return self.stored_bytes * 8 / self.numel()
+
+    def dequantize(self, output_dtype: torch.dtype | None = None) -> Tensor:
+        """The decoded weight as a plain tensor, in ``output_dtype`` or the tensor's own dtype."""
+        weight = torch.ops.phiquant.decode(
+            *self.planes, *self.op_arguments, output_dtype or self.dtype
+        )
+        return weight.transpose(-2, -1) if self.transposed else weight
+
+    def at(self, deviation_bits: int) -> PhiTensor:
+        """The same weight read less deep: a tensor that shares the planes and needs no memory.
+
+        Args:
+            deviation_bits: 0 reads the index plane only; 4 the first plane of an 8-bit deviation.
+
+        Raises:
+            ValueError: the planes do not hold a tier of this depth.
+        """
+        choices = {0, self.deviation_bits} | ({4} if self.deviation_bits == 8 else set())
+        if deviation_bits not in choices:
+            raise ValueError(
+                f"deviation_bits must be one of {sorted(choices)} for a tensor with "
+                f"{self.deviation_bits} deviation bits, got {deviation_bits!r}"
+            )
+        tensor = self._with(
+            deviation_bits=deviation_bits,
+            deviation=self.deviation if deviation_bits else None,
+            deviation_low=self.deviation_low if deviation_bits == 8 else None,
+        )
+        tensor.name = self.name
+        return tensor
+
+    def _with(self, **changes: Any) -> PhiTensor:
+        """A tensor on the same planes with some planes or attributes changed."""
+        names = (
+            self.tensor_data_names + self.tensor_attribute_names + self.optional_tensor_data_names
+        )
+        return type(self)(**{name: getattr(self, name) for name in names} | changes)
+
+    def requires_grad_(self, requires_grad: bool = True) -> PhiTensor:
+        """Refuse gradients: a compressed weight cannot be trained."""
+        if requires_grad:
+            refuse_gradient(self)
+        return self
+
+    def share_memory_(self) -> NoReturn:
+        raise RuntimeError(
+            f"{self.describe()}: share_memory_() is not supported for a compressed weight; "
+            "send the model to the other process, or load it there"
+        )
+
+    def describe(self) -> str:
+        """How messages call this tensor."""
+        return self.name or f"compressed weight of shape {tuple(self.shape)}"
+
+    def __repr__(self, *, tensor_contents: object = None) -> str:
+        planes = f"index {self.index_bits}" + (
+            f" + deviation {self.deviation_bits}" if self.deviation_bits else ""
+        )
+        bits = f"{self.bits_per_weight:.2f}" if self.numel() else "nan"
+        return (
+            f"PhiTensor(shape={tuple(self.shape)}, planes={planes}, bits_per_weight={bits}, "
+            f"group_size={self.group_size}, grid={self.grid!r}, dtype={self.dtype}, "
+            f"device='{self.device}')"
+        )
+
+
+def layout_arguments(layout: Layout) -> tuple[Any, ...]:
+    """A layout as op arguments, without its columns."""
+    return (
+        layout.index_bits,
+        layout.deviation_bits,
+        layout.group_size,
+        layout.grid,
+        layout.exponent,
+    )
+
+
+def check_weight(weight: Tensor, name: str) -> float:
+    """The largest magnitude of a weight that can be compressed; raises for any other."""
+    if weight.dtype not in DTYPES:
+        raise TypeError(f"{name}: expected bfloat16, float16 or float32, got {weight.dtype}")
+    if weight.dim() < 2 or weight.numel() == 0:
+        raise ValueError(
+            f"{name}: expected a non-empty tensor of at least 2 dimensions, "
+            f"got shape {tuple(weight.shape)}"
+        )
+    if weight.is_meta:
+        raise ValueError(f"{name}: is on the meta device and holds no values; load it first")
+    low, high = torch.aminmax(weight.detach())
+    absmax = max(-low.item(), high.item())
+    if not math.isfinite(absmax) or low != low:
+        raise ValueError(f"{name}: holds NaN or infinity; only finite weights can be compressed")
+    return absmax
+
+
+def _check_importance(importance: Tensor | None, columns: int) -> None:
+    if importance is None:
+        return
+    if tuple(importance.shape) != (columns,) or not bool((importance >= 0).all()):
+        raise ValueError(
+            f"importance: expected {columns} non-negative values, one a column, "
+            f"got shape {tuple(importance.shape)}"
+        )
+
+
+def refuse_gradient(tensor: PhiTensor) -> NoReturn:
+    raise RuntimeError(
+        f"{tensor.describe()}: a compressed weight has no gradient and cannot be trained; "
+        "train an adapter on top of it (LoRA), or use .dequantize() for a plain weight"
+    )
+
+
+torch.serialization.add_safe_globals([PhiTensor])
