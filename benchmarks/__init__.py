@@ -1,0 +1,1 @@
+"""Measurements of phiquant: quality against bits, next to the formats people use today."""
