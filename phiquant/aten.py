@@ -120,7 +120,7 @@ def _(func: Callable[..., Tensor], types: Any, args: Any, kwargs: Any) -> Tensor
     self, dim, start, stop, step = (*args, *(0, None, None, 1)[len(args) - 1 :])
     dim, last = dim % self.dim(), self.dim() - 1
     dim = {last: last - 1, last - 1: last}.get(dim, dim) if self.transposed else dim
-    extent = self.columns if dim == last else self.scale.shape[dim]
+    extent = self.columns if dim == last else self.scale_plane.shape[dim]
     start, stop, _ = slice(start, stop).indices(extent)
     if dim < last:
         cut = self._apply_fn_to_data(lambda plane: aten.slice.Tensor(plane, dim, start, stop, step))
@@ -141,7 +141,7 @@ def _cut_columns(self: PhiTensor, start: int, stop: int) -> PhiTensor:
         width = plane.shape[-1] // layout.groups
         return plane[..., first * width : last * width]
 
-    planes = {name: cut(plane) for name, plane in self.planes._asdict().items()}
+    planes = {f"{name}_plane": cut(plane) for name, plane in self.planes._asdict().items()}
     return self._with(columns=stop - start, **planes)
 
 

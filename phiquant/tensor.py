@@ -20,7 +20,7 @@ class PhiTensor(TorchAOBaseTensor):
     Make one with :meth:`from_hp`. The constructor takes planes as :class:`phiquant.codec.Planes`
     describes them. ``stored_dtype`` is the dtype that was encoded and never changes; ``dtype`` is
     what the tensor claims and decodes to. ``transposed`` swaps the last two dimensions of the view
-    without touching the planes. ``name``, if set, is used in messages.
+    without touching the planes. ``fqn``, if set, is what messages call it.
 
     >>> weight = torch.randn(8, 128, generator=torch.Generator().manual_seed(0))
     >>> PhiTensor.from_hp(weight, PhiConfig())
@@ -28,8 +28,8 @@ class PhiTensor(TorchAOBaseTensor):
 group_size=64, grid='phi', dtype=torch.float32, device='cpu')
     """
 
-    tensor_data_names = ["index", "scale"]
-    optional_tensor_data_names = ["deviation", "deviation_low"]
+    tensor_data_names = ["index_plane", "scale_plane"]
+    optional_tensor_data_names = ["deviation_plane", "deviation_low_plane"]
     tensor_attribute_names = [
         "columns",
         "index_bits",
@@ -43,12 +43,12 @@ group_size=64, grid='phi', dtype=torch.float32, device='cpu')
         "transposed",
     ]
 
-    name: str | None = None
+    fqn: str | None = None
 
     def __new__(
         cls,
-        index: Tensor,
-        scale: Tensor,
+        index_plane: Tensor,
+        scale_plane: Tensor,
         columns: int,
         index_bits: int,
         deviation_bits: int,
@@ -59,21 +59,21 @@ group_size=64, grid='phi', dtype=torch.float32, device='cpu')
         stored_dtype: torch.dtype,
         dtype: torch.dtype,
         transposed: bool = False,
-        deviation: Tensor | None = None,
-        deviation_low: Tensor | None = None,
+        deviation_plane: Tensor | None = None,
+        deviation_low_plane: Tensor | None = None,
     ) -> PhiTensor:
-        shape = [*scale.shape[:-1], columns]
+        shape = [*scale_plane.shape[:-1], columns]
         strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
         if transposed:
             shape[-2:], strides[-2:] = shape[:-3:-1], strides[:-3:-1]
         return torch.Tensor._make_wrapper_subclass(
-            cls, shape, strides=strides, dtype=dtype, device=index.device, requires_grad=False
+            cls, shape, strides=strides, dtype=dtype, device=index_plane.device, requires_grad=False
         )
 
     def __init__(
         self,
-        index: Tensor,
-        scale: Tensor,
+        index_plane: Tensor,
+        scale_plane: Tensor,
         columns: int,
         index_bits: int,
         deviation_bits: int,
@@ -84,11 +84,11 @@ group_size=64, grid='phi', dtype=torch.float32, device='cpu')
         stored_dtype: torch.dtype,
         dtype: torch.dtype,
         transposed: bool = False,
-        deviation: Tensor | None = None,
-        deviation_low: Tensor | None = None,
+        deviation_plane: Tensor | None = None,
+        deviation_low_plane: Tensor | None = None,
     ) -> None:
-        self.index, self.scale = index, scale
-        self.deviation, self.deviation_low = deviation, deviation_low
+        self.index_plane, self.scale_plane = index_plane, scale_plane
+        self.deviation_plane, self.deviation_low_plane = deviation_plane, deviation_low_plane
         self.columns = columns
         self.index_bits, self.deviation_bits = index_bits, deviation_bits
         self.group_size, self.grid, self.exponent = group_size, grid, exponent
@@ -135,7 +135,7 @@ group_size=64, grid='phi', dtype=torch.float32, device='cpu')
             deviation if layout.high_bits else None,
             deviation_low if layout.low_bits else None,
         )
-        tensor.name = name
+        tensor.fqn = name
         return tensor
 
     @property
@@ -152,7 +152,9 @@ group_size=64, grid='phi', dtype=torch.float32, device='cpu')
 
     @property
     def planes(self) -> Planes:
-        return Planes(self.index, self.deviation, self.deviation_low, self.scale)
+        return Planes(
+            self.index_plane, self.deviation_plane, self.deviation_low_plane, self.scale_plane
+        )
 
     @property
     def op_arguments(self) -> tuple[Any, ...]:
@@ -200,10 +202,10 @@ group_size=64, grid='phi', dtype=torch.float32, device='cpu')
             )
         tensor = self._with(
             deviation_bits=deviation_bits,
-            deviation=self.deviation if deviation_bits else None,
-            deviation_low=self.deviation_low if deviation_bits == 8 else None,
+            deviation_plane=self.deviation_plane if deviation_bits else None,
+            deviation_low_plane=self.deviation_low_plane if deviation_bits == 8 else None,
         )
-        tensor.name = self.name
+        tensor.fqn = self.fqn
         return tensor
 
     def _with(self, **changes: Any) -> PhiTensor:
@@ -227,7 +229,18 @@ group_size=64, grid='phi', dtype=torch.float32, device='cpu')
 
     def describe(self) -> str:
         """How messages call this tensor."""
-        return self.name or f"compressed weight of shape {tuple(self.shape)}"
+        return self.fqn or f"compressed weight of shape {tuple(self.shape)}"
+
+    def _stable_hash_for_caching(self) -> str:
+        """What torch.compile's caches may tell compiled graphs apart by: all but the values."""
+        attributes = {name: getattr(self, name) for name in self.tensor_attribute_names}
+        planes = [
+            None
+            if plane is None
+            else (plane.shape, plane.stride(), plane.storage_offset(), plane.dtype, plane.device)
+            for plane in self.planes
+        ]
+        return f"PhiTensor {attributes} {planes} {self.requires_grad}"
 
     def __repr__(self, *, tensor_contents: object = None) -> str:
         planes = f"index {self.index_bits}" + (

@@ -14,18 +14,22 @@ from torch import Tensor
 from phiquant.codec.layout import EXPONENTS, Layout
 
 BEND_MASK = 7
+USUAL_EXPONENT = -10
 SMALLEST = 2.0**-14  # the smallest normal fp16
 LARGEST = float.fromhex("0x1.fep+15")  # the largest fp16 whose 3 lowest bits are zero
 
 
 def exponent_for(absmax: float) -> int:
-    """The exponent that puts the largest scale a tensor can need near the top of fp16.
+    """The exponent for a tensor whose largest magnitude is ``absmax``.
 
-    A scale is at most 2.25 absmax (two index bits, steepest bend), and 2.25 * 2^14 < 65280.
+    Nearly always the usual one, so that layers and shards agree and torch.compile sees one
+    constant: it holds scales from 2^-24 to 63. Otherwise the one that puts the largest scale a
+    tensor can need near the top of fp16; a scale is at most 2.25 absmax (two index bits, steepest
+    bend), and 2.25 * 2^14 < 65280.
     """
-    if absmax == 0:
-        return 0
     wanted = math.frexp(absmax)[1] - 14
+    if absmax == 0 or USUAL_EXPONENT - 15 <= wanted <= USUAL_EXPONENT:
+        return USUAL_EXPONENT
     return min(max(wanted, EXPONENTS[0]), EXPONENTS[-1])
 
 
