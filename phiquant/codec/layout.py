@@ -58,9 +58,11 @@ class Layout:
         check_choice("deviation_bits", self.deviation_bits, DEVIATION_BITS)
         check_choice("group_size", self.group_size, GROUP_SIZES)
         check_choice("grid", self.grid, GRIDS)
-        if not isinstance(self.columns, int | torch.SymInt) or self.columns < 1:
+        columns = self.columns
+        integral = isinstance(columns, int | torch.SymInt) and not isinstance(columns, bool)
+        if not integral or columns < 1:
             raise ValueError(f"columns must be a positive integer, got {self.columns!r}")
-        if self.exponent not in EXPONENTS:
+        if isinstance(self.exponent, bool | float) or self.exponent not in EXPONENTS:
             raise ValueError(f"exponent must be from -112 to 112, got {self.exponent!r}")
 
     @cached_property
@@ -88,12 +90,12 @@ class Layout:
 
     def check(self, planes: Planes, name: str = "weight") -> None:
         """Raise ValueError, naming ``name`` and the plane, unless the planes fit this layout."""
-        rows = planes.scale.shape[:-1]
+        rows = () if planes.scale is None else planes.scale.shape[:-1]
         wanted = {
+            "scale": (torch.int16, self.groups),
             "index": (torch.uint8, self.row_bytes(self.index_bits)),
             "deviation": (torch.uint8, self.row_bytes(self.high_bits)),
             "deviation_low": (torch.uint8, self.row_bytes(self.low_bits)),
-            "scale": (torch.int16, self.groups),
         }
         for plane, (dtype, width) in wanted.items():
             _check_plane(f"{name}.{plane}", getattr(planes, plane), dtype, (*rows, width))
@@ -114,6 +116,6 @@ def _check_plane(
 
 
 def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
-    """Raise ValueError unless ``value`` is one of ``choices`` (True does not pass for 1)."""
-    if isinstance(value, bool) or value not in choices:
+    """Raise ValueError unless ``value`` is one of ``choices``; True and 1.0 do not pass for 1."""
+    if isinstance(value, bool | float) or value not in choices:
         raise ValueError(f"{name} must be one of {choices}, got {value!r}")
