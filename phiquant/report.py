@@ -1,0 +1,90 @@
+"""What a compression did to every parameter of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """One compressed parameter.
+
+    names: every place of the model that holds it; more than one if it is shared.
+    relative_error: ``|decoded - original| / |original|`` (Frobenius), None in a preview.
+    """
+
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    original_bytes: int
+    stored_bytes: int
+    relative_error: float | None = None
+
+    @property
+    def weights(self) -> int:
+        product = 1
+        for extent in self.shape:
+            product *= extent
+        return product
+
+    @property
+    def bits_per_weight(self) -> float:
+        return self.stored_bytes * 8 / self.weights
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """One parameter that was left alone, and why."""
+
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    bytes: int
+    reason: str
+
+
+@dataclass
+class Report:
+    """The result of :func:`phiquant.quantize_` and :func:`phiquant.preview`; print it."""
+
+    compressed: list[Compressed] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+
+    @property
+    def original_bytes(self) -> int:
+        """Bytes of all parameters before, shared ones counted once."""
+        return sum(c.original_bytes for c in self.compressed) + sum(s.bytes for s in self.skipped)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all parameters after, shared ones counted once."""
+        return sum(c.stored_bytes for c in self.compressed) + sum(s.bytes for s in self.skipped)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits a weight over the compressed parameters; 0 if there are none."""
+        weights = sum(c.weights for c in self.compressed)
+        return sum(c.stored_bytes for c in self.compressed) * 8 / weights if weights else 0.0
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        yield (
+            f"{len(self.compressed)} parameters compressed to {self.bits_per_weight:.2f} bits a "
+            f"weight, {len(self.skipped)} left alone: {_megabytes(self.original_bytes)} -> "
+            f"{_megabytes(self.stored_bytes)}"
+        )
+        for c in self.compressed:
+            error = "" if c.relative_error is None else f"  error {c.relative_error:.2e}"
+            yield f"  {' = '.join(c.names)}  {_shape(c.shape)}  {c.bits_per_weight:.2f} bits{error}"
+        for s in self.skipped:
+            if len(s.shape) > 1 or s.bytes >= 16384:
+                yield f"  {' = '.join(s.names)}  {_shape(s.shape)}  left alone: {s.reason}"
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB"
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(str(extent) for extent in shape) or "scalar"
