@@ -22,7 +22,7 @@ CSRC := $(wildcard csrc/*.cpp csrc/cpu/*.cpp csrc/cpu/*.h csrc/cuda/*.cu csrc/cu
 CPP := $(CSRC) $(wildcard tests/*.cpp tests/*/*.cpp)
 BUILD := pyproject.toml setup.py $(wildcard build_support/*.py) $(CSRC)
 # What `make sanitize` runs: tests that feed the compiled kernels.
-KERNEL_TESTS ?= $(wildcard tests/test_ops*.py tests/test_kernels*.py tests/ops tests/kernels)
+KERNEL_TESTS ?= $(wildcard tests/test_ops*.py tests/test_kernels*.py tests/ops tests/kernels tests/cpu)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -83,7 +83,7 @@ sanitize: develop ## the kernel tests with the address and undefined-behaviour s
 	CXX='$(CXX)' PHIQUANT_SANITIZE=address,undefined PHIQUANT_BUILD_CPU=1 PHIQUANT_BUILD_CUDA=0 \
 	  $(BIN)/python setup.py -q build --build-base build/sanitize --build-lib $(SANITIZED)
 	LD_PRELOAD='$(PRELOAD)' ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED):. PYTHONSAFEPATH=1 \
-	  $(BIN)/pytest -o pythonpath= -p no:cacheprovider $(PYTEST_FLAGS) $(KERNEL_TESTS)
+	  $(BIN)/pytest -s -o pythonpath= -p no:cacheprovider $(PYTEST_FLAGS) $(KERNEL_TESTS)
 
 # --- the code itself ------------------------------------------------------------------------
 

@@ -49,7 +49,7 @@ def cuda_recipe() -> Recipe:
     torch = _need_torch()
     if torch.cuda is None and Switch.read("PHIQUANT_BUILD_CUDA") is not Switch.FORCED:
         raise BuildError(f"torch {torch.version} is a build without CUDA")
-    host = ["-ccbin", find_cxx()[0], "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+    host = ["-ccbin", find_cxx()[0], "-Xcompiler", "-fPIC,-fvisibility=hidden,-ffp-contract=off"]
     flags = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-DUSE_CUDA", *host, *STABLE_ABI]
     flags += [*_gencode(), *_includes(torch, "-isystem")]
     link = ["-shared", *host, *_torch_libraries(torch, "-Xlinker=")]

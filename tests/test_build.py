@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import re
 import shutil
+import site
 import subprocess
 import sys
 import zipfile
@@ -187,6 +188,18 @@ def test_torch_is_found_where_pips_isolation_hides_it(monkeypatch: pytest.Monkey
     assert found is not None
     assert found.root == Path(torch.__file__).parent
     assert found.version == torch.__version__
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_system_packages_count_only_where_the_environment_sees_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seen: bool
+) -> None:
+    settings = f"home = /usr/bin\ninclude-system-site-packages = {str(seen).lower()}\n"
+    (tmp_path / "pyvenv.cfg").write_text(settings)
+    system = site.getsitepackages([str(tmp_path / "system")])
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.setattr(sys, "base_prefix", str(tmp_path / "system"))
+    assert (Path(system[0]) in torch_install.site_folders()) is seen
 
 
 @needs_compiler
