@@ -1,0 +1,165 @@
+// Checks of the arguments that every op shares, with the reference's messages
+// (phiquant/codec/layout.py). std::invalid_argument becomes Python's ValueError.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <initializer_list>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "phiquant/layout.h"
+
+namespace phiquant {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Shape = std::vector<int64_t>;
+
+[[noreturn]] inline void fail(const std::string& message) { throw std::invalid_argument(message); }
+
+// As Python prints it: "(2, 3)", "(2,)".
+inline std::string tuple_text(const Shape& shape) {
+  std::string text = "(";
+  for (size_t i = 0; i < shape.size(); i++) text += (i > 0 ? ", " : "") + std::to_string(shape[i]);
+  return text + (shape.size() == 1 ? ",)" : ")");
+}
+
+inline std::string dtype_text(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return "torch.float32";
+    case ScalarType::Double:
+      return "torch.float64";
+    case ScalarType::Half:
+      return "torch.float16";
+    case ScalarType::BFloat16:
+      return "torch.bfloat16";
+    case ScalarType::Byte:
+      return "torch.uint8";
+    case ScalarType::Char:
+      return "torch.int8";
+    case ScalarType::Short:
+      return "torch.int16";
+    case ScalarType::Int:
+      return "torch.int32";
+    case ScalarType::Long:
+      return "torch.int64";
+    case ScalarType::Bool:
+      return "torch.bool";
+    default:
+      return torch::headeronly::toString(dtype);
+  }
+}
+
+inline Shape shape_of(const Tensor& tensor) {
+  const auto sizes = tensor.sizes();
+  return Shape(sizes.begin(), sizes.end());
+}
+
+inline Shape with_last(Shape leading, int64_t last) {
+  leading.push_back(last);
+  return leading;
+}
+
+inline int64_t product(const Shape& shape) {
+  int64_t result = 1;
+  for (const int64_t size : shape) result *= size;
+  return result;
+}
+
+// All but the last dimension; fails on a tensor without dimensions.
+inline Shape leading_of(const std::string& name, const Tensor& tensor) {
+  Shape shape = shape_of(tensor);
+  if (shape.empty()) fail(name + ": expected at least one dimension, got shape ()");
+  shape.pop_back();
+  return shape;
+}
+
+inline void check_choice(const std::string& name, int64_t value, const Shape& choices) {
+  for (const int64_t choice : choices) {
+    if (value == choice) return;
+  }
+  fail(name + " must be one of " + tuple_text(choices) + ", got " + std::to_string(value));
+}
+
+inline Layout make_layout(int64_t columns, int64_t index_bits, int64_t deviation_bits,
+                          int64_t group_size, const std::string& grid, int64_t exponent) {
+  check_choice("index_bits", index_bits, {2, 3, 4, 5, 6});
+  check_choice("deviation_bits", deviation_bits, {0, 2, 4, 8});
+  check_choice("group_size", group_size, {32, 64, kLargestGroup});
+  if (grid != "phi" && grid != "golden") {
+    fail("grid must be one of ('phi', 'golden'), got '" + grid + "'");
+  }
+  // So large that bytes of a row would overflow is not a shape that a tensor has.
+  if (columns < 1 || columns > (int64_t{1} << 48)) {
+    fail("columns must be a positive integer, got " + std::to_string(columns));
+  }
+  if (exponent < -kLargestExponent || exponent > kLargestExponent) {
+    fail("exponent must be from -112 to 112, got " + std::to_string(exponent));
+  }
+  return {columns,
+          static_cast<int32_t>(index_bits),
+          static_cast<int32_t>(deviation_bits),
+          static_cast<int32_t>(group_size),
+          grid == "phi" ? GridName::kPhi : GridName::kGolden,
+          static_cast<int32_t>(exponent)};
+}
+
+[[noreturn]] inline void fail_word(const Layout& layout) {
+  fail("scale: a word is not a normal fp16 number with a bend below " +
+       std::to_string(bend_count(layout)) + " (grid " +
+       (layout.grid == GridName::kPhi ? "'phi')" : "'golden')"));
+}
+
+// Planes that fit the layout, contiguous, on the device of `scale`.
+struct CheckedPlanes {
+  std::optional<Tensor> index, deviation, deviation_low, scale;
+  Shape leading;  // every dimension but the last
+  int64_t rows;   // their product
+};
+
+inline std::optional<Tensor> check_plane(const std::string& name,
+                                         const std::optional<Tensor>& plane, ScalarType dtype,
+                                         const Shape& shape) {
+  if (shape.back() == 0) {
+    if (!plane.has_value()) return std::nullopt;
+    fail(name + ": the layout has no such plane, got " + tuple_text(shape_of(*plane)));
+  }
+  const std::string wanted = dtype_text(dtype) + " of shape " + tuple_text(shape);
+  if (!plane.has_value()) fail(name + ": missing, expected " + wanted);
+  if (plane->scalar_type() != dtype || shape_of(*plane) != shape) {
+    fail(name + ": expected " + wanted + ", got " + dtype_text(plane->scalar_type()) +
+         " of shape " + tuple_text(shape_of(*plane)));
+  }
+  return torch::stable::contiguous(*plane);
+}
+
+inline CheckedPlanes check_planes(const Tensor& index, const std::optional<Tensor>& deviation,
+                                  const std::optional<Tensor>& deviation_low, const Tensor& scale,
+                                  const Layout& layout) {
+  Shape leading = shape_of(scale);
+  if (!leading.empty()) leading.pop_back();
+  const auto check = [&](const char* name, const std::optional<Tensor>& plane, int bits) {
+    return check_plane(name, plane, ScalarType::Byte, with_last(leading, row_bytes(layout, bits)));
+  };
+  CheckedPlanes planes;
+  planes.scale =
+      check_plane("weight.scale", scale, ScalarType::Short, with_last(leading, groups_of(layout)));
+  planes.index = check("weight.index", index, layout.index_bits);
+  planes.deviation = check("weight.deviation", deviation, high_bits(layout));
+  planes.deviation_low = check("weight.deviation_low", deviation_low, low_bits(layout));
+  for (const auto* plane : {&planes.index, &planes.deviation, &planes.deviation_low}) {
+    if (plane->has_value() && (*plane)->device() != planes.scale->device()) {
+      fail("weight: its planes are on different devices");
+    }
+  }
+  planes.rows = product(leading);
+  planes.leading = std::move(leading);
+  return planes;
+}
+
+}  // namespace phiquant

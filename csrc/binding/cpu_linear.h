@@ -1,0 +1,128 @@
+// torch.ops.phiquant.linear on the CPU: few rows of x meet weights that are decoded in registers,
+// many rows are multiplied by torch with blocks of decoded weights.
+#pragma once
+
+#include "cpu_tasks.h"
+
+namespace phiquant::cpu {
+
+inline constexpr int64_t kFusedRows = 16;                 // of x; above, torch multiplies
+inline constexpr int64_t kBlockBytes = int64_t{8} << 20;  // of decoded weights at a time
+
+struct LinearArguments {
+  Layout layout;
+  CheckedPlanes planes;
+  Tensor x;  // [m, columns], contiguous
+  OptionalTensor bias;
+  int64_t m;
+  int64_t out_features;
+};
+
+inline Tensor aten_linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
+  using torch::stable::detail::from;
+  std::array<StableIValue, 3> stack{from(x), from(weight), from(bias)};
+  TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::linear", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+inline void check_bias(const OptionalTensor& bias, ScalarType dtype, int64_t out_features) {
+  if (!bias.has_value()) return;
+  if (bias->scalar_type() != dtype || shape_of(*bias) != Shape{out_features}) {
+    fail("bias: expected " + dtype_text(dtype) + " of shape " + tuple_text({out_features}) +
+         ", got " + dtype_text(bias->scalar_type()) + " of shape " + tuple_text(shape_of(*bias)));
+  }
+  check_cpu("bias", *bias);
+}
+
+inline Tensor fused_linear(const LinearArguments& given) {
+  const Layout& layout = given.layout;
+  const ScalarType dtype = given.x.scalar_type();
+  const int64_t padded = groups_of(layout) * layout.group_size;
+  Tensor prepared = new_tensor({given.m, padded}, ScalarType::Float);
+  Tensor out = new_tensor({given.m, given.out_features}, dtype);
+  OptionalTensor bias;
+  if (given.bias.has_value()) {
+    bias = torch::stable::contiguous(torch::stable::to(*given.bias, ScalarType::Float));
+  }
+  float* x = static_cast<float*>(prepared.mutable_data_ptr());
+  const Dtype kind = dtype_of("x", dtype);
+  const Kernels& set = kernels();
+  {
+    const DenormalsKept denormals;
+    set.prepare(layout, kind, given.x.const_data_ptr(), given.m, x);
+  }
+  const FusedTask task{layout,
+                       pointers(given.planes),
+                       golden_table(layout),
+                       x,
+                       data<float>(bias),
+                       kind,
+                       out.mutable_data_ptr(),
+                       given.m,
+                       given.out_features};
+  const Status status =
+      over_rows(given.out_features, layout.columns,
+                [&](int64_t begin, int64_t end) { return set.fused(task, begin, end); });
+  if (status == Status::kBadWord) fail_word(layout);
+  return out;
+}
+
+// Decodes `rows` rows from `first` on, in the dtype of x.
+inline Tensor decoded_block(const LinearArguments& given, int64_t first, int64_t rows) {
+  const Layout& layout = given.layout;
+  Planes planes = pointers(given.planes);
+  planes.index += first * row_bytes(layout, layout.index_bits);
+  if (planes.deviation != nullptr) planes.deviation += first * row_bytes(layout, high_bits(layout));
+  if (planes.deviation_low != nullptr) {
+    planes.deviation_low += first * row_bytes(layout, low_bits(layout));
+  }
+  planes.scale += first * groups_of(layout);
+  return decode_to(layout, planes, nullptr, {rows}, given.x.scalar_type());
+}
+
+inline Tensor blocked_linear(const LinearArguments& given) {
+  const int64_t row_size = given.layout.columns * 4;
+  const int64_t most = std::max<int64_t>(kBlockBytes / row_size, 64);
+  if (most >= given.out_features) {
+    return aten_linear(given.x, decoded_block(given, 0, given.out_features), given.bias);
+  }
+  Tensor out = new_tensor({given.m, given.out_features}, given.x.scalar_type());
+  OptionalTensor bias = given.bias;
+  for (int64_t first = 0; first < given.out_features; first += most) {
+    const int64_t rows = std::min(most, given.out_features - first);
+    OptionalTensor part;
+    if (bias.has_value()) part = torch::stable::narrow(*bias, 0, first, rows);
+    Tensor to = torch::stable::narrow(out, 1, first, rows);
+    torch::stable::copy_(to, aten_linear(given.x, decoded_block(given, first, rows), part));
+  }
+  return out;
+}
+
+inline Tensor linear(Tensor x, Tensor index, OptionalTensor deviation, OptionalTensor deviation_low,
+                     Tensor scale, OptionalTensor bias, int64_t columns, int64_t index_bits,
+                     int64_t deviation_bits, int64_t group_size, std::string grid,
+                     int64_t exponent) {
+  const Layout layout =
+      make_layout(columns, index_bits, deviation_bits, group_size, grid, exponent);
+  CheckedPlanes planes = check_planes(index, deviation, deviation_low, scale, layout);
+  check_matrix(planes);
+  const Shape leading = leading_of("x", x);
+  if (x.sizes().back() != columns) {
+    fail("x: expected a last dimension of " + std::to_string(columns) + ", got shape " +
+         tuple_text(shape_of(x)));
+  }
+  check_cpu("x", x);
+  const ScalarType dtype = x.scalar_type();
+  const int64_t m = product(leading), out_features = planes.rows;
+  if (dtype != ScalarType::Double) dtype_of("x", dtype);
+  check_bias(bias, dtype, out_features);
+  if (m == 0 || out_features == 0) return new_tensor(with_last(leading, out_features), dtype);
+  const Tensor flat = torch::stable::reshape(torch::stable::contiguous(x), {m, columns});
+  const LinearArguments given{layout, std::move(planes), flat, bias, m, out_features};
+  const bool few = m <= kFusedRows && dtype != ScalarType::Double;
+  return torch::stable::reshape(few ? fused_linear(given) : blocked_linear(given),
+                                with_last(leading, out_features));
+}
+
+}  // namespace phiquant::cpu

@@ -1,0 +1,98 @@
+// From tensors to kernel tasks on the CPU: pointers, threads, and the decoder that all ops use.
+#pragma once
+
+#include <atomic>
+
+#include "../cpu/dispatch.h"
+#include "../cpu/mode.h"
+#include "../cpu/tables.h"
+#include "arguments.h"
+
+namespace phiquant::cpu {
+
+using OptionalTensor = std::optional<Tensor>;
+
+inline constexpr int64_t kGrain = 1 << 15;  // weights that a thread should have at least
+
+inline Dtype dtype_of(const std::string& name, ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return Dtype::kFloat32;
+    case ScalarType::BFloat16:
+      return Dtype::kBFloat16;
+    case ScalarType::Half:
+      return Dtype::kFloat16;
+    default:
+      fail(name + ": expected bfloat16, float16 or float32, got " + dtype_text(dtype));
+  }
+}
+
+template <class T>
+const T* data(const OptionalTensor& tensor) {
+  return tensor.has_value() ? static_cast<const T*>(tensor->const_data_ptr()) : nullptr;
+}
+
+inline void check_cpu(const std::string& name, const Tensor& tensor) {
+  if (!tensor.is_cpu()) fail(name + ": expected a tensor on the CPU, as the others are");
+}
+
+inline void check_matrix(const CheckedPlanes& planes) {
+  if (planes.leading.size() == 1) return;
+  fail("weight: expected planes of two dimensions, got leading dimensions " +
+       tuple_text(planes.leading));
+}
+
+inline Planes pointers(const CheckedPlanes& planes) {
+  check_cpu("weight", *planes.scale);
+  return {data<uint8_t>(planes.index), data<uint8_t>(planes.deviation),
+          data<uint8_t>(planes.deviation_low), data<int16_t>(planes.scale)};
+}
+
+inline const float* golden_table(const Layout& layout) {
+  if (layout.grid == GridName::kPhi) return nullptr;
+  return golden_levels(layout.index_bits, layout.deviation_bits).data();
+}
+
+inline int64_t rows_per_thread(int64_t columns) { return kGrain / columns + 1; }
+
+// run(begin, end) over all rows, with denormals; the worst status of all ranges.
+template <class Run>
+Status over_rows(int64_t rows, int64_t columns, Run run) {
+  std::atomic<Status> status{Status::kOk};
+  torch::stable::parallel_for(0, rows, rows_per_thread(columns), [&](int64_t begin, int64_t end) {
+    const DenormalsKept denormals;
+    const Status mine = run(begin, end);
+    if (mine != Status::kOk) status = mine;
+  });
+  return status;
+}
+
+// `rows` of `out` from `first` on.
+inline void decode_rows(DecodeTask task, int64_t rows) {
+  const Kernels& set = kernels();
+  const Status status = over_rows(rows, task.layout.columns, [&](int64_t begin, int64_t end) {
+    return set.decode(task, begin, end);
+  });
+  if (status == Status::kBadWord) fail_word(task.layout);
+}
+
+// Weights of another dtype than the kernels know are decoded to fp32, which holds all of them.
+inline ScalarType decoded_dtype(ScalarType dtype) {
+  return dtype == ScalarType::Double ? ScalarType::Float : dtype;
+}
+
+inline Tensor new_tensor(const Shape& shape, ScalarType dtype) {
+  return torch::stable::empty(shape, dtype);
+}
+
+inline Tensor decode_to(const Layout& layout, const Planes& planes, const int64_t* rows,
+                        const Shape& leading, ScalarType dtype) {
+  const ScalarType stored = decoded_dtype(dtype);
+  const Dtype kind = dtype_of("dtype", stored);
+  Tensor out = new_tensor(with_last(leading, layout.columns), stored);
+  decode_rows({layout, planes, rows, golden_table(layout), kind, out.mutable_data_ptr()},
+              product(leading));
+  return stored == dtype ? out : torch::stable::to(out, dtype);
+}
+
+}  // namespace phiquant::cpu

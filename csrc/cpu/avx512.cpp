@@ -1,0 +1,25 @@
+// The kernels for x86 with AVX-512 F, BW, DQ, VL and VBMI.
+#if defined(__x86_64__)
+#if defined(__clang__)
+#pragma clang attribute push(                                                               \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx2,fma,f16c"))), \
+    apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx2,fma,f16c")
+#endif
+
+// GCC 12 takes its own _mm512_undefined_* for a mistake.
+#if !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
+#define PHIQUANT_ISA avx512
+#define PHIQUANT_BYTES 64
+#include "vector_avx512.h"
+//
+#include "kernel_set.h"
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

@@ -1,0 +1,122 @@
+// Weights to planes: the best scale word of every group, then the codes.
+#pragma once
+
+#include "codes.h"
+#include "golden.h"
+#include "score.h"
+
+namespace phiquant::cpu::PHIQUANT_ISA {
+
+struct Choice {
+  int candidate;
+  double score;
+};
+
+template <bool index, bool deepest, bool weighted>
+static int choose(const PhiSearch& search, const Group& group, const Candidates& candidates) {
+  Choice best{0, __builtin_inf()};
+  for (int i = 0; i < kCandidates; i++) {
+    const int bend = i / 2;
+    const Trial trial{search.curve.line[bend],
+                      search.curve.cubic[bend],
+                      search.inverse + bend,
+                      candidates.scale[i],
+                      (i & 1) != 0,
+                      group.plain && candidates.covered[i] != 0};
+    Errors errors;
+    if (!trial.plain || !quick_errors<index, deepest, weighted>(search, group, trial, &errors)) {
+      errors = exact_errors<index, deepest, weighted>(search, group, trial);
+    }
+    const double score = score_of<index, deepest>(errors);
+    if (score < best.score) best = {i, score};
+  }
+  return best.candidate;
+}
+
+template <bool index, bool deepest>
+PHIQUANT_INLINE int choose(const PhiSearch& search, const Group& group,
+                           const Candidates& candidates) {
+  return group.importance == nullptr ? choose<index, deepest, false>(search, group, candidates)
+                                     : choose<index, deepest, true>(search, group, candidates);
+}
+
+PHIQUANT_INLINE int choose(const PhiSearch& search, Fit fit, const Group& group,
+                           const Candidates& candidates) {
+  if (fit == Fit::kIndex || search.layout.deviation_bits == 0) {
+    return choose<true, false>(search, group, candidates);
+  }
+  return fit == Fit::kJoint ? choose<true, true>(search, group, candidates)
+                            : choose<false, true>(search, group, candidates);
+}
+
+// Codes of a group, and its scale word.
+static int16_t encode_phi(const PhiSearch& search, const EncodeTask& task, Group* group,
+                          int32_t* codes) {
+  prepare_group(search.layout, group);
+  Candidates candidates;
+  smallest_words(search, *group, &candidates);
+  const int best = choose(search, task.fit, *group, candidates);
+  const int bend = best / 2;
+  const bool negative = (best & 1) != 0;
+  const Trial trial{search.curve.line[bend],
+                    search.curve.cubic[bend],
+                    search.inverse + bend,
+                    candidates.scale[best],
+                    negative,
+                    group->plain && candidates.covered[best] != 0};
+  for (int at = 0; at < search.layout.group_size; at += kLanes) {
+    const vf weight = load<vf>(group->weight + at);
+    store(codes + at, find_codes(search, trial, negative ? -weight : weight));
+  }
+  return static_cast<int16_t>(candidates.word[best] | (negative ? 0x8000 : 0) | bend);
+}
+
+PHIQUANT_INLINE void write_plane(uint8_t* plane, const Layout& layout, int64_t group, int bits,
+                                 const int32_t* codes, int shift) {
+  if (bits == 0) return;
+  alignas(64) uint8_t bytes[kLargestGroup];
+  const int32_t mask = (1 << bits) - 1;
+  for (int i = 0; i < layout.group_size; i++) {
+    bytes[i] = static_cast<uint8_t>(codes[i] >> shift & mask);
+  }
+  pack(bits, bytes, layout.group_size, plane + group * group_bytes(layout, bits));
+}
+
+PHIQUANT_INLINE void write_group(const EncodeTask& task, int64_t group, int64_t count, int16_t word,
+                                 int32_t* codes) {
+  const Layout& layout = task.layout;
+  const int low = low_bits(layout);
+  for (int64_t i = count; i < layout.group_size; i++) codes[i] = 0;
+  write_plane(task.index, layout, group, layout.index_bits, codes, layout.deviation_bits);
+  write_plane(task.deviation, layout, group, high_bits(layout), codes, low);
+  write_plane(task.deviation_low, layout, group, low, codes, 0);
+  task.scale[group] = word;
+}
+
+static bool encode_row(const EncodeTask& task, const PhiSearch& search, int64_t row) {
+  const Layout& layout = task.layout;
+  const int64_t groups = groups_of(layout), width = task.dtype == Dtype::kFloat32 ? 4 : 2;
+  const uint8_t* from = static_cast<const uint8_t*>(task.weight) + row * layout.columns * width;
+  Group group;
+  alignas(64) int32_t codes[kLargestGroup];
+  for (int64_t i = 0; i < groups; i++) {
+    const int64_t column = i * layout.group_size, rest = layout.columns - column;
+    const int64_t count = rest < layout.group_size ? rest : layout.group_size;
+    if (!load_group(layout, task.dtype, from + column * width, count, &group)) return false;
+    group.importance = task.importance == nullptr ? nullptr : task.importance + column;
+    const int16_t word = layout.grid == GridName::kPhi ? encode_phi(search, task, &group, codes)
+                                                       : encode_golden(search, task, group, codes);
+    write_group(task, row * groups + i, count, word, codes);
+  }
+  return true;
+}
+
+static Status encode(const EncodeTask& task, int64_t begin, int64_t end) {
+  const PhiSearch search(task);
+  for (int64_t row = begin; row < end; row++) {
+    if (!encode_row(task, search, row)) return Status::kNotFinite;
+  }
+  return Status::kOk;
+}
+
+}  // namespace phiquant::cpu::PHIQUANT_ISA

@@ -1,0 +1,66 @@
+// The golden grid's encoder: one bend, both signs, a binary search in a table of edges.
+#pragma once
+
+#include "search.h"
+
+namespace phiquant::cpu::PHIQUANT_ISA {
+
+template <bool index, bool deepest>
+PHIQUANT_INLINE double score_of(const Errors& errors) {
+  if (!deepest) return errors.index;
+  if (!index) return errors.deepest;
+  return static_cast<double>(errors.index) * errors.index * errors.deepest;
+}
+
+PHIQUANT_INLINE int32_t golden_code(const EncodeTask& task, float weight, float scale) {
+  int32_t code = 0;
+  for (int bit = code_bits(task.layout) - 1; bit >= 0; bit--) {
+    const int32_t higher = code | 1 << bit;
+    if (task.edges[higher] * scale <= weight) code = higher;
+  }
+  return code;
+}
+
+// Codes of a group for a signed scale, and their errors.
+PHIQUANT_INLINE Errors golden_codes(const EncodeTask& task, const Group& group, float scale,
+                                    bool negative, int32_t* codes) {
+  const float unit = group.unit;
+  alignas(64) float index_lane[kSumLanes] = {}, deepest_lane[kSumLanes] = {};
+  for (int i = 0; i < task.layout.group_size; i++) {
+    const float weight = negative ? -group.weight[i] : group.weight[i];
+    const float importance = group.importance == nullptr ? 1.0f : group.importance[i];
+    codes[i] = golden_code(task, weight, scale);
+    const float deepest = (task.levels[codes[i]] * scale - weight) * unit;
+    const int32_t cell = codes[i] >> task.layout.deviation_bits;
+    const float index = (task.index_levels[cell] * scale - weight) * unit;
+    deepest_lane[i % kSumLanes] += deepest * deepest * importance;
+    index_lane[i % kSumLanes] += index * index * importance;
+  }
+  vf index_sum[kParts], deepest_sum[kParts];
+  std::memcpy(index_sum, index_lane, sizeof index_lane);
+  std::memcpy(deepest_sum, deepest_lane, sizeof deepest_lane);
+  return {sum_lanes(index_sum), sum_lanes(deepest_sum)};
+}
+
+static int16_t encode_golden(const PhiSearch& search, const EncodeTask& task, const Group& loaded,
+                             int32_t* codes) {
+  Group group = loaded;
+  prepare_group(task.layout, &group);
+  Candidates candidates;
+  smallest_words(search, group, &candidates);
+  const bool index_only = task.fit == Fit::kIndex || task.layout.deviation_bits == 0;
+  double score[2];
+  alignas(64) int32_t other[kLargestGroup];
+  for (int sign = 0; sign < 2; sign++) {
+    const Errors errors =
+        golden_codes(task, group, candidates.scale[sign], sign != 0, sign == 0 ? codes : other);
+    score[sign] = index_only                    ? score_of<true, false>(errors)
+                  : task.fit == Fit::kDeviation ? score_of<false, true>(errors)
+                                                : score_of<true, true>(errors);
+  }
+  if (!(score[1] < score[0])) return static_cast<int16_t>(candidates.word[0]);
+  std::memcpy(codes, other, sizeof other);
+  return static_cast<int16_t>(candidates.word[1] | 0x8000);
+}
+
+}  // namespace phiquant::cpu::PHIQUANT_ISA

@@ -1,0 +1,90 @@
+// What the CPU kernels are given. Raw pointers only; the binding has checked every extent, so the
+// kernels check contents alone: scale words and weights.
+#pragma once
+
+#include <cstdint>
+
+#include "phiquant/layout.h"
+
+namespace phiquant::cpu {
+
+enum class Dtype : int32_t { kFloat32, kBFloat16, kFloat16 };
+enum class Fit : int32_t { kJoint, kIndex, kDeviation };
+
+// Contiguous planes of [rows, columns]; a plane that the layout does not have is null.
+struct Planes {
+  const uint8_t* index;
+  const uint8_t* deviation;
+  const uint8_t* deviation_low;
+  const int16_t* scale;
+};
+
+// out[i, columns] = weight[rows ? rows[i] : i]; rows are within the planes.
+struct DecodeTask {
+  Layout layout;
+  Planes planes;
+  const int64_t* rows;
+  const float* levels;  // golden grid: the level of every code; else null
+  Dtype dtype;
+  void* out;
+};
+
+// The inverse of y = (1 - B) q + B q^3 as a cubic in each of 32 segments, four an octave of
+// t = y + 2^-7: even steps in bits of t are near even near zero and geometric far out, as the grid
+// is. Coefficients are in powers of (t - the segment's left end), lowest first, the segments of one
+// side by side so that it is one register look-up. A segment's place is (bits of t >> 21) % 32.
+inline constexpr int kSegments = 32;
+inline constexpr float kInverseOffset = 0x1p-7f;
+inline constexpr int kSegmentShift = 21;
+inline constexpr int kFirstSegment = 120 << 2;
+// No inverse is further off than this times K (in positions): the cubic is within 1.7e-6, the rest
+// is its fp32 arithmetic and the rounding of edges.
+inline constexpr float kInverseError = 2.5e-6f;
+struct Inverse {
+  alignas(64) float coefficient[4][kSegments];
+};
+
+struct EncodeTask {
+  Layout layout;
+  Fit fit;
+  Dtype dtype;
+  const void* weight;         // [rows, columns]
+  const float* importance;    // [groups * group_size], 0 at padding, near 1 in a group; or null
+  const Inverse* inverse;     // phi grid: one a bend, in units of sub-cells
+  const float* levels;        // golden grid: the level of every code,
+  const float* index_levels;  // of every index,
+  const float* edges;         // and the lower edge of every code
+  const float* ends;          // f(K + 1/4) and f(K - 1/2) of every bend
+  uint8_t* index;
+  uint8_t* deviation;
+  uint8_t* deviation_low;
+  int16_t* scale;
+};
+
+// out[m, out_features] = x[m, columns] . weight[out_features, columns] + bias, for few rows m.
+struct FusedTask {
+  Layout layout;
+  Planes planes;
+  const float* levels;
+  const float* x;     // [m, groups * group_size], as `prepare` left it
+  const float* bias;  // [out_features] or null
+  Dtype dtype;
+  void* out;
+  int64_t m;
+  int64_t out_features;
+};
+
+enum class Status : int32_t { kOk, kBadWord, kNotFinite };
+
+// The kernels of one instruction set. Ranges are rows of the result of decode, rows of the weight
+// in encode and fused; a range writes nothing outside of its rows. Callers keep denormals (mode.h).
+struct Kernels {
+  const char* name;
+  Status (*decode)(const DecodeTask& task, int64_t begin, int64_t end);
+  Status (*encode)(const EncodeTask& task, int64_t begin, int64_t end);
+  // x[m, columns] of dtype to fp32 in the order in which `fused` unpacks weights, padded with 0.
+  void (*prepare)(const Layout& layout, Dtype dtype, const void* x, int64_t m, float* prepared);
+  Status (*fused)(const FusedTask& task, int64_t begin, int64_t end);
+};
+
+}  // namespace phiquant::cpu

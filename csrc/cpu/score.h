@@ -1,0 +1,127 @@
+// Errors of one group for one candidate word, and its codes. All paths give the same errors to the
+// bit, on every instruction set: fp32, in 16 lanes, summed in one order.
+#pragma once
+
+#include "search.h"
+
+namespace phiquant::cpu::PHIQUANT_ISA {
+
+struct Trial {
+  float line, cubic;
+  const Inverse* inverse;
+  float scale;    // positive
+  bool negative;  // the word's sign
+  bool plain;     // the estimate of positions is good
+};
+
+// Estimated positions of magnitudes in sub-cells (plus 1/2 without deviation): at least 0.
+PHIQUANT_INLINE vf estimate(const Inverse& inverse, vf size, float reciprocal) {
+  const vf t = multiply_add(size, splat(reciprocal), splat(kInverseOffset));
+  const vi place = (vi)t >> kSegmentShift;
+  const vf u = t - (vf)((vi)t & ~((1 << kSegmentShift) - 1));
+  vf result = lookup(inverse.coefficient[3], place);
+  for (int i = 2; i >= 0; i--)
+    result = multiply_add(result, u, lookup(inverse.coefficient[i], place));
+  return result;
+}
+
+PHIQUANT_INLINE vf value(const Trial& trial, vf position) {
+  return ((position * position) * trial.cubic + trial.line) * position;
+}
+
+PHIQUANT_INLINE vf sub_cell_width(const Layout& layout) {
+  return splat(power_of_two(-layout.deviation_bits));
+}
+
+PHIQUANT_INLINE vf edge(const PhiSearch& search, const Trial& trial, vi code) {
+  const float first = static_cast<float>(half_of(search.layout)) - 0.5f;
+  return value(trial, to_float(code) * sub_cell_width(search.layout) - first) * trial.scale;
+}
+
+// The reference's binary search: the largest code whose lower edge does not exceed the weight.
+PHIQUANT_INLINE vi search_codes(const PhiSearch& search, const Trial& trial, vf weight) {
+  vi code{};
+  for (int bit = code_bits(search.layout) - 1; bit >= 0; bit--) {
+    const vi higher = code | 1 << bit;
+    code = edge(search, trial, higher) <= weight ? higher : code;
+  }
+  return code;
+}
+
+// The same from an estimate, which is off by at most one where the trial is plain.
+PHIQUANT_INLINE vi find_codes(const PhiSearch& search, const Trial& trial, vf weight) {
+  if (!trial.plain) return search_codes(search, trial, weight);
+  const vi n = truncate(estimate(*trial.inverse, absolute(weight), 1.0f / trial.scale));
+  const int below_zero = search.layout.deviation_bits == 0 ? 0 : 1;
+  const vi last = splat(search.last_code);
+  vi code = search.zero_code + (weight < 0.0f ? -n - below_zero : n);
+  code = code < 0 ? vi{} : code > last ? last : code;
+  const vi up = (edge(search, trial, code + 1) <= weight) & (code < last);
+  const vi down = (edge(search, trial, code) > weight) & (code > 0);
+  return code - up + down;
+}
+
+template <bool weighted>
+PHIQUANT_INLINE vf square(const Group& group, int at, vf error) {
+  const vf squared = error * error;
+  return weighted ? squared * load<vf>(group.importance + at) : squared;
+}
+
+// From exact codes: for any group, scale and weight.
+template <bool index, bool deepest, bool weighted>
+static Errors exact_errors(const PhiSearch& search, const Group& group, const Trial& trial) {
+  const Layout& layout = search.layout;
+  const float first = static_cast<float>(half_of(layout)) - 0.5f;
+  vf index_sum[kParts]{}, deepest_sum[kParts]{};
+  for (int at = 0; at < layout.group_size; at += kLanes) {
+    const int part = at / kLanes % kParts;
+    const vf weight = load<vf>(group.weight + at);
+    const vf turned = trial.negative ? -weight : weight;
+    const vi code = find_codes(search, trial, turned);
+    if (deepest) {
+      const vf position = (to_float(code) + 0.5f) * sub_cell_width(layout) - first;
+      const vf error = (value(trial, position) * trial.scale - turned) * group.unit;
+      deepest_sum[part] += square<weighted>(group, at, error);
+    }
+    if (index) {
+      const vf position = to_float(code >> layout.deviation_bits) - (first - 0.5f);
+      const vf error = (value(trial, position) * trial.scale - turned) * group.unit;
+      index_sum[part] += square<weighted>(group, at, error);
+    }
+  }
+  return {sum_lanes(index_sum), sum_lanes(deepest_sum)};
+}
+
+// From estimated positions of magnitudes, the curve being odd. False if a weight is so near to an
+// edge that its sub-cell is in doubt.
+template <bool index, bool deepest, bool weighted>
+PHIQUANT_INLINE bool quick_errors(const PhiSearch& search, const Group& group, const Trial& trial,
+                                  Errors* out) {
+  const int d = search.layout.deviation_bits, half_cell = d == 0 ? 0 : 1 << (d - 1);
+  // Powers of two: the curve on sub-cells rounds as it does on cells.
+  const float width = power_of_two(-d), line = trial.line * width;
+  const float cubic = trial.cubic * width * width * width, reciprocal = 1.0f / trial.scale;
+  vf index_sum[kParts]{}, deepest_sum[kParts]{}, furthest{};
+  for (int at = 0; at < search.layout.group_size; at += kSumLanes) {
+    for (int part = 0; part < kParts; part++) {
+      const int here = at + part * kLanes;
+      const vf size = load<vf>(group.size + here);
+      const vf place = estimate(*trial.inverse, load<vf>(group.guess + here), reciprocal);
+      const vi whole = truncate(place);
+      const vf centre = to_float(whole) + 0.5f;
+      furthest = maximum(furthest, absolute(place - centre));
+      if (deepest) {
+        const vf level = ((centre * centre) * cubic + line) * centre;
+        deepest_sum[part] += square<weighted>(group, here, level * trial.scale - size);
+      }
+      if (index) {
+        const vf level = value(trial, to_float((whole + half_cell) >> d));
+        index_sum[part] += square<weighted>(group, here, level * trial.scale - size);
+      }
+    }
+  }
+  *out = {sum_lanes(index_sum), sum_lanes(deepest_sum)};
+  return !any(furthest > 0.5f - search.near_edge);
+}
+
+}  // namespace phiquant::cpu::PHIQUANT_ISA

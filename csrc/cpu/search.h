@@ -1,0 +1,142 @@
+// What encoding knows while it searches the scale word of one group.
+#pragma once
+
+#include "words.h"
+
+namespace phiquant::cpu::PHIQUANT_ISA {
+
+inline constexpr int kCandidates = 2 * kBendCount;  // bend by bend, the positive sign first
+
+struct Group {
+  alignas(64) float weight[kLargestGroup];  // padded with 0
+  alignas(64) float size[kLargestGroup];    // magnitudes
+  alignas(64) float guess[kLargestGroup];   // magnitudes kept off zero, for the inverse only
+  const float* importance;                  // null if all are 1
+  float above, below;                       // the largest weight of each direction, >= 0
+  float unit;                               // a power of two that keeps squares in range
+  bool plain;                               // unit is 1 and nothing is near fp32's borders
+};
+
+struct Candidates {
+  alignas(64) float scale[kCandidates];      // positive
+  alignas(64) int32_t word[kCandidates];     // magnitude bits, without sign and bend
+  alignas(64) int32_t covered[kCandidates];  // whether every weight is inside of the grid
+};
+
+struct Errors {
+  float index, deepest;
+};
+
+// The phi-grid of one layout.
+struct PhiSearch {
+  Layout layout;
+  Curve curve;
+  const Inverse* inverse;
+  // The ends of the grid for every candidate.
+  alignas(64) float top[kCandidates];
+  alignas(64) float bottom[kCandidates];
+  int32_t zero_code;  // the code of positions just above 0, or of position 0 without deviation
+  int32_t last_code;
+  float near_edge;  // an estimate this close to an edge, in sub-cells, may be on its wrong side
+
+  PHIQUANT_MEMBER explicit PhiSearch(const EncodeTask& task)
+      : layout(task.layout), curve(Curve::of(task.layout)), inverse(task.inverse) {
+    const int bends = bend_count(layout), d = layout.deviation_bits, half = half_of(layout);
+    for (int i = 0; i < kCandidates; i++) {
+      const int bend = i / 2 < bends ? i / 2 : bends - 1;
+      top[i] = task.ends[2 * bend];
+      bottom[i] = task.ends[2 * bend + 1];
+    }
+    zero_code = d == 0 ? half - 1 : ((2 * half - 1) << d) / 2;
+    last_code = (1 << code_bits(layout)) - 1;
+    near_edge = kInverseError * static_cast<float>(half << d);
+  }
+};
+
+PHIQUANT_INLINE float lanes_maximum(vf value) {
+  alignas(64) float lane[kLanes];
+  store(lane, value);
+  for (int i = 1; i < kLanes; i++) lane[0] = lane[i] > lane[0] ? lane[i] : lane[0];
+  return lane[0];
+}
+
+PHIQUANT_INLINE vf load_weights(Dtype dtype, const uint8_t* from, int at) {
+  if (dtype == Dtype::kFloat32) return load<vf>(reinterpret_cast<const float*>(from) + at);
+  const uint16_t* bits = reinterpret_cast<const uint16_t*>(from) + at;
+  return dtype == Dtype::kBFloat16 ? (vf)(widen(bits) << 16) : halves_to_floats(bits);
+}
+
+// The power of two, from 2^-126 to 2^126, that brings `size` to [1/2, 1).
+PHIQUANT_INLINE float normaliser(float size) {
+  uint32_t bits;
+  std::memcpy(&bits, &size, sizeof bits);
+  int exponent = static_cast<int>(bits >> 23) - 126;
+  if (bits >> 23 == 0) exponent = -126;
+  if (size == 0) exponent = 0;
+  return power_of_two(exponent < -126 ? 126 : exponent > 126 ? -126 : -exponent);
+}
+
+// `count` weights of dtype at `from`, the rest of the group is padding. False if one is not finite.
+PHIQUANT_INLINE bool load_group(const Layout& layout, Dtype dtype, const uint8_t* from,
+                                int64_t count, Group* group) {
+  alignas(64) uint8_t padded[kLargestGroup * 4];
+  if (count < layout.group_size) {
+    const size_t bytes = static_cast<size_t>(count) * (dtype == Dtype::kFloat32 ? 4 : 2);
+    std::memset(padded, 0, sizeof padded);
+    std::memcpy(padded, from, bytes);
+    from = padded;
+  }
+  vf above{}, below{};
+  vi infinite{};
+  for (int at = 0; at < layout.group_size; at += kLanes) {
+    const vf weight = load_weights(dtype, from, at), size = absolute(weight);
+    infinite |= dtype == Dtype::kFloat16 ? ~(size < 65536.0f) : (vi)size >= 0x7F800000;
+    above = maximum(above, weight);
+    below = maximum(below, -weight);
+    store(group->weight + at, weight);
+    store(group->size + at, size);
+  }
+  group->above = lanes_maximum(above);
+  group->below = lanes_maximum(below);
+  return !any(infinite);
+}
+
+PHIQUANT_INLINE void prepare_group(const Layout& layout, Group* group) {
+  const float largest = group->above > group->below ? group->above : group->below;
+  group->plain = largest >= 0x1p-30f && largest <= 0x1p30f;
+  group->unit = group->plain ? 1.0f : normaliser(largest);
+  // A magnitude below 1/2 sub-cell of every candidate, and not so near to 0 as an edge may be.
+  const float floor =
+      largest * (0.02f / static_cast<float>(half_of(layout) << layout.deviation_bits));
+  for (int at = 0; at < layout.group_size; at += kLanes) {
+    store(group->guess + at, maximum(load<vf>(group->size + at), splat(floor)));
+  }
+}
+
+// The smallest words that cover the group, as smallest_words of the reference.
+PHIQUANT_INLINE void smallest_words(const PhiSearch& search, const Group& group, Candidates* out) {
+  constexpr float kSmallest = 0x1p-14f, kLargest = 0x1.fep15f;
+  const vf unit = splat(power_of_two(search.layout.exponent));
+  const vf per_unit = splat(power_of_two(-search.layout.exponent));
+  alignas(64) int32_t odd[kCandidates];
+  for (int i = 0; i < kCandidates; i++) odd[i] = -(i & 1);
+  for (int i = 0; i < kCandidates; i += kLanes) {
+    const vi negative = load<vi>(odd + i);
+    const vf above = splat(group.above), below = splat(group.below);
+    const vf long_end = negative ? below : above, short_end = negative ? above : below;
+    const vf top = load<vf>(search.top + i), bottom = load<vf>(search.bottom + i);
+    const vf needed = maximum(long_end / top, short_end / bottom) * per_unit;
+    // A float with 7 mantissa bits is an fp32 whose low 16 bits are zero: round up to the next.
+    vf rounded = (vf)(((vi)needed + 0xFFFF) & ~0xFFFF);
+    rounded = minimum(maximum(rounded, splat(kSmallest)), splat(kLargest));
+    const vf first = rounded * unit;
+    const vi short_by_one = (first * top < long_end) | (first * bottom < short_end);
+    rounded = minimum((vf)((vi)rounded - (short_by_one << 16)), splat(kLargest));
+    const vf scale = rounded * unit;
+    store(out->scale + i, scale);
+    store(out->covered + i, (scale * top >= long_end) & (scale * bottom >= short_end));
+    store(out->word + i, ((vi)rounded - static_cast<int32_t>(kWordBias)) >> kWordShift);
+  }
+}
+
+}  // namespace phiquant::cpu::PHIQUANT_ISA

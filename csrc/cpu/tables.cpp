@@ -1,0 +1,137 @@
+#include "tables.h"
+
+#include <cmath>
+#include <map>
+#include <mutex>
+#include <utility>
+
+#include "phiquant/grid.h"
+
+namespace phiquant::cpu {
+namespace {
+
+// Positions on this curve are multiples of 1/4 that fp32 holds exactly, or sub-cell centres.
+float golden_value(float position, int index_bits) {
+  const float last = kLadder[1 << index_bits];
+  const float doubled = std::fabs(position) * 2;
+  const int low = static_cast<int>(doubled);
+  const float left = kLadder[low] / last, right = kLadder[low + 1] / last;
+  const float level = (right - left) * (doubled - static_cast<float>(low)) + left;
+  return position < 0 ? -level : level;
+}
+
+float phi_value(float position, int index_bits, int bend) {
+  const float half = static_cast<float>(1 << (index_bits - 1));
+  const float line = kLines[bend] / half, cubic = kBends[bend] / (half * half * half);
+  return (position * position * cubic + line) * position;
+}
+
+// place 0 is the lower edge of a sub-cell, 1/2 its centre.
+float golden_at(int code, float place, int index_bits, int bits) {
+  const float half = static_cast<float>(1 << (index_bits - 1));
+  const float width = std::ldexp(1.0f, -bits);
+  return golden_value((static_cast<float>(code) + place) * width - (half - 0.5f), index_bits);
+}
+
+double inverse_of(double level, double bend) {
+  double q = 1.5;  // above every root, so that Newton descends
+  for (int i = 0; i < 60; i++) {
+    q -= ((1 - bend) * q + bend * q * q * q - level) / (1 - bend + 3 * bend * q * q);
+  }
+  return q;
+}
+
+// The cubic through the inverse at the four Chebyshev nodes of [left, left + width], in powers of
+// (t - left): Newton's divided differences, expanded.
+void fit_cubic(double left, double width, double bend, double scale, double out[4]) {
+  double node[4], difference[4];
+  for (int i = 0; i < 4; i++) {
+    node[i] = width * (1 - std::cos((i + 0.5) * M_PI / 4)) / 2;
+    difference[i] = scale * inverse_of(left + node[i] - kInverseOffset, bend);
+  }
+  for (int order = 1; order < 4; order++) {
+    for (int i = 3; i >= order; i--) {
+      difference[i] = (difference[i] - difference[i - 1]) / (node[i] - node[i - order]);
+    }
+  }
+  for (int i = 0; i < 4; i++) out[i] = 0;
+  for (int order = 3; order >= 0; order--) {
+    for (int i = 3; i > 0; i--) out[i] = out[i - 1] - node[order] * out[i];
+    out[0] = difference[order] - node[order] * out[0];
+  }
+}
+
+const std::vector<Inverse>& unit_inverses() {
+  static const std::vector<Inverse> tables = [] {
+    std::vector<Inverse> result(kBendCount);
+    for (int bend = 0; bend < kBendCount; bend++) {
+      for (int segment = 0; segment < kSegments; segment++) {
+        const double octave = kInverseOffset * std::exp2(segment / 4);
+        const double left = octave * (1 + segment % 4 / 4.0);
+        double cubic[4];
+        fit_cubic(left, octave / 4, kBends[bend], 1.0, cubic);
+        // A segment's place is what the low bits of exponent and mantissa of its floats say.
+        const int place = (kFirstSegment + segment) % kSegments;
+        for (int i = 0; i < 4; i++) {
+          result[bend].coefficient[i][place] = static_cast<float>(cubic[i]);
+        }
+      }
+    }
+    return result;
+  }();
+  return tables;
+}
+
+// The inverses in units of sub-cells; whole cells are found by rounding, so 1/2 is added.
+std::vector<Inverse> inverses(const Layout& layout) {
+  std::vector<Inverse> tables = unit_inverses();
+  const float scale = static_cast<float>(half_of(layout) << layout.deviation_bits);
+  for (Inverse& table : tables) {
+    for (auto& row : table.coefficient) {
+      for (float& value : row) value *= scale;
+    }
+    if (layout.deviation_bits == 0) {
+      for (float& value : table.coefficient[0]) value += 0.5f;
+    }
+  }
+  return tables;
+}
+
+}  // namespace
+
+const std::vector<float>& golden_levels(int index_bits, int bits) {
+  static std::mutex mutex;
+  static std::map<std::pair<int, int>, std::vector<float>> cache;
+  const std::lock_guard<std::mutex> lock(mutex);
+  std::vector<float>& levels = cache[{index_bits, bits}];
+  if (levels.empty()) {
+    levels.resize(size_t{1} << (index_bits + bits));
+    for (size_t code = 0; code < levels.size(); code++) {
+      levels[code] = golden_at(static_cast<int>(code), 0.5f, index_bits, bits);
+    }
+  }
+  return levels;
+}
+
+SearchTables::SearchTables(const Layout& layout) {
+  const int bits = layout.index_bits;
+  const float half = static_cast<float>(half_of(layout));
+  const bool phi = layout.grid == GridName::kPhi;
+  for (int bend = 0; bend < bend_count(layout); bend++) {
+    for (const float end : {half + 0.25f, half - 0.5f}) {
+      ends.push_back(phi ? phi_value(end, bits, bend) : golden_value(end, bits));
+    }
+  }
+  if (phi) {
+    inverse = inverses(layout);
+    return;
+  }
+  edges.resize(size_t{1} << code_bits(layout));
+  for (size_t code = 0; code < edges.size(); code++) {
+    edges[code] = golden_at(static_cast<int>(code), 0.0f, bits, layout.deviation_bits);
+  }
+  levels = golden_levels(bits, layout.deviation_bits).data();
+  index_levels = golden_levels(bits, 0).data();
+}
+
+}  // namespace phiquant::cpu

@@ -1,0 +1,25 @@
+// Tables that kernels read: the golden grid's levels and edges, and the inverse of the phi-grid.
+#pragma once
+
+#include <vector>
+
+#include "kernels.h"
+
+namespace phiquant::cpu {
+
+// The level of every code on the golden grid when `bits` deviation bits are read, 2^(index_bits +
+// bits) values; as cells.levels of the reference. Computed once a process.
+const std::vector<float>& golden_levels(int index_bits, int bits);
+
+// What encoding needs besides the weight.
+struct SearchTables {
+  std::vector<Inverse> inverse;
+  std::vector<float> edges;
+  std::vector<float> ends;
+  const float* levels = nullptr;
+  const float* index_levels = nullptr;
+
+  explicit SearchTables(const Layout& layout);
+};
+
+}  // namespace phiquant::cpu

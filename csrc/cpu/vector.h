@@ -1,0 +1,52 @@
+// Vectors of one native register, over the vector extensions of GCC and Clang. An instruction set's
+// source file defines PHIQUANT_BYTES and includes its own hooks after this file: multiply_add,
+// lookup, widen, narrow, minimum, maximum, halves_to_floats, floats_to_halves and any.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "kernels.h"
+
+namespace phiquant::cpu::PHIQUANT_ISA {
+
+inline constexpr int kLanes = PHIQUANT_BYTES / 4;
+// Errors are summed in 16 lanes whatever the register holds, so that every instruction set chooses
+// the same words.
+inline constexpr int kSumLanes = 16;
+inline constexpr int kParts = kSumLanes / kLanes;
+
+typedef float vf __attribute__((vector_size(PHIQUANT_BYTES)));
+typedef int32_t vi __attribute__((vector_size(PHIQUANT_BYTES)));
+typedef uint32_t vu __attribute__((vector_size(PHIQUANT_BYTES)));
+typedef uint16_t vh __attribute__((vector_size(PHIQUANT_BYTES / 2)));
+typedef uint8_t vb __attribute__((vector_size(PHIQUANT_BYTES / 4)));
+
+template <class V, class T>
+PHIQUANT_INLINE V load(const T* from) {
+  V value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+template <class V, class T>
+PHIQUANT_INLINE void store(T* to, V value) {
+  std::memcpy(to, &value, sizeof value);
+}
+PHIQUANT_INLINE vf splat(float value) { return value - vf{}; }
+PHIQUANT_INLINE vi splat(int32_t value) { return value - vi{}; }
+PHIQUANT_INLINE vf to_float(vi value) { return __builtin_convertvector(value, vf); }
+// Towards zero; the value fits.
+PHIQUANT_INLINE vi truncate(vf value) { return __builtin_convertvector(value, vi); }
+PHIQUANT_INLINE vf absolute(vf value) { return (vf)((vi)value & 0x7FFFFFFF); }
+
+// The sum of 16 lanes, always in the same order: halves onto halves.
+PHIQUANT_INLINE float sum_lanes(const vf parts[kParts]) {
+  alignas(64) float lane[kSumLanes];
+  for (int part = 0; part < kParts; part++) store(lane + part * kLanes, parts[part]);
+  for (int width = kSumLanes / 2; width > 0; width /= 2) {
+    for (int i = 0; i < width; i++) lane[i] += lane[i + width];
+  }
+  return lane[0];
+}
+
+}  // namespace phiquant::cpu::PHIQUANT_ISA

@@ -1,0 +1,31 @@
+// Hooks of vector.h for AVX-512 (F, BW, DQ, VL, VBMI).
+#pragma once
+
+#include <immintrin.h>
+
+#include "vector.h"
+
+namespace phiquant::cpu::PHIQUANT_ISA {
+
+PHIQUANT_INLINE vf multiply_add(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
+PHIQUANT_INLINE vf minimum(vf a, vf b) { return _mm512_min_ps(a, b); }
+PHIQUANT_INLINE vf maximum(vf a, vf b) { return _mm512_max_ps(a, b); }
+PHIQUANT_INLINE bool any(vi mask) { return _mm512_movepi32_mask((__m512i)mask) != 0; }
+PHIQUANT_INLINE vf lookup(const float* table, vi place) {
+  return _mm512_permutex2var_ps(load<vf>(table), (__m512i)place, load<vf>(table + 16));
+}
+PHIQUANT_INLINE vi widen(const uint8_t* from) {
+  return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+}
+PHIQUANT_INLINE vi widen(const uint16_t* from) {
+  return (vi)_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
+PHIQUANT_INLINE vh narrow(vi value) { return (vh)_mm512_cvtepi32_epi16((__m512i)value); }
+PHIQUANT_INLINE vf halves_to_floats(const uint16_t* from) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
+PHIQUANT_INLINE void floats_to_halves(uint16_t* to, vf value) {
+  store(to, _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+}  // namespace phiquant::cpu::PHIQUANT_ISA

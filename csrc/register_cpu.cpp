@@ -1,0 +1,13 @@
+// torch.ops.phiquant on the CPU. Schemas are in phiquant/ops.py.
+#include <torch/csrc/stable/library.h>
+
+#include "binding/cpu_decode.h"
+#include "binding/cpu_encode.h"
+#include "binding/cpu_linear.h"
+
+STABLE_TORCH_LIBRARY_IMPL(phiquant, CPU, m) {
+  m.impl("encode", TORCH_BOX(&phiquant::cpu::encode));
+  m.impl("decode", TORCH_BOX(&phiquant::cpu::decode));
+  m.impl("linear", TORCH_BOX(&phiquant::cpu::linear));
+  m.impl("embedding", TORCH_BOX(&phiquant::cpu::embedding));
+}
