@@ -39,6 +39,15 @@ class PhiConfig(AOBaseConfig):
         self.layout(columns=1, exponent=0)
         check_choice("fit", self.fit, FITS)
 
+    @classmethod
+    def checked(cls, config: object) -> PhiConfig:
+        """``config`` itself, the default for None, or a TypeError that says what was given."""
+        if config is None:
+            return cls()
+        if not isinstance(config, PhiConfig):
+            raise TypeError(f"config: expected a PhiConfig, got {type(config).__name__}")
+        return config
+
     @property
     def bits_per_weight(self) -> float:
         """Bits a weight where the groups are full."""

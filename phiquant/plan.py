@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from phiquant.codec import DTYPES
+from phiquant.checks import why_not_compressible
 from phiquant.config import PhiConfig
 from phiquant.tensor import PhiTensor
 
 Filter = Callable[[nn.Module, str], bool]
+_RECOMPUTED = ("weight_g", "weight_v", "weight_orig")  # of weight_norm, spectral_norm and pruning
 
 
 @dataclass
@@ -36,10 +39,9 @@ class Slot:
         """Bytes before compression (of the planes, if it is compressed already)."""
         if isinstance(self.parameter, PhiTensor):
             return self.parameter.stored_bytes
-        count = self.dtype.itemsize
-        for extent in self.shape:
-            count *= extent
-        return count
+        if self.parameter is not None and is_lazy(self.parameter):
+            return 0
+        return self.dtype.itemsize * math.prod(self.shape)
 
     @property
     def stored_bytes(self) -> int:
@@ -49,20 +51,27 @@ class Slot:
         layout = self.config.layout(self.shape[-1], 0)
         bits = (layout.index_bits, layout.high_bits, layout.low_bits)
         row = sum(layout.row_bytes(b) for b in bits) + 2 * layout.groups
-        return row * (self.bytes // self.dtype.itemsize // self.shape[-1])
+        return row * math.prod(self.shape[:-1])
 
 
 def plan(model: nn.Module, config: PhiConfig, filter_fn: Filter | None) -> list[Slot]:
-    """Every parameter of ``model`` once, in the order of ``named_parameters``."""
+    """Every parameter of ``model`` once, in the order of ``named_parameters``.
+
+    Raises:
+        TypeError: ``model`` is not a module, or ``filter_fn`` cannot be called.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    if filter_fn is not None and not callable(filter_fn):
+        raise TypeError(f"filter_fn: expected (module, name) -> bool, got {filter_fn!r}")
     slots: dict[int, Slot] = {}
     heads = _output_heads(model)
     for prefix, module in model.named_modules():
         for leaf, parameter in module.named_parameters(recurse=False):
             slot = slots.get(id(parameter))
             if slot is None:
-                slot = slots[id(parameter)] = Slot(
-                    parameter, tuple(parameter.shape), parameter.dtype
-                )
+                shape = () if is_lazy(parameter) else tuple(parameter.shape)
+                slot = slots[id(parameter)] = Slot(parameter, shape, parameter.dtype)
             name = f"{prefix}.{leaf}" if prefix else leaf
             slot.owners.append((module, leaf))
             slot.names.append(name)
@@ -81,18 +90,15 @@ def _decide(slot: Slot, config: PhiConfig, heads: set[nn.Module]) -> None:
             slot.reason = slot.reason.partition(": ")[2]
         return
     wide = any(isinstance(m, nn.Embedding) or m in heads for m, _ in slot.owners)
-    slot.config = config.for_embedding() if wide else config
-    if slot.stored_bytes >= slot.bytes:
-        slot.reason = (
-            f"would not shrink (rows of {slot.shape[-1]} in groups of {config.group_size})"
-        )
-        slot.config = None
+    chosen = config.for_embedding() if wide else config
+    slot.reason = why_not_smaller(slot.shape, slot.dtype, chosen)
+    slot.config = None if slot.reason else chosen
 
 
 def why_not_place(module: nn.Module, leaf: str) -> str:
     """Why a parameter of this name in this module cannot be compressed; empty if it can."""
-    if isinstance(module, parametrize.ParametrizationList) or leaf in ("weight_g", "weight_v"):
-        return "part of a parametrization or weight_norm; remove that first"
+    if isinstance(module, parametrize.ParametrizationList) or leaf in _RECOMPUTED:
+        return "the weight is computed from it (parametrization, weight_norm, pruning); remove that"
     if not isinstance(module, nn.Linear | nn.Embedding):
         return f"{type(module).__name__} is not supported yet"
     if leaf != "weight":
@@ -108,15 +114,18 @@ def why_not_value(parameter: Tensor) -> str:
     """Why a parameter's kind of values cannot be compressed; empty if they can."""
     if isinstance(parameter, PhiTensor):
         return "already compressed"
+    if is_lazy(parameter):
+        return "not initialised yet; run the module once first"
     if type(parameter.data) is not Tensor:
         return f"a {type(parameter.data).__name__} is not a plain tensor"
-    if parameter.dtype not in DTYPES:
-        return f"dtype {parameter.dtype} is not bfloat16, float16 or float32"
-    if parameter.dim() < 2:
-        return "fewer than 2 dimensions"
-    if parameter.numel() == 0:
-        return "empty"
-    return ""
+    return why_not_compressible(parameter)
+
+
+def why_not_smaller(shape: tuple[int, ...], dtype: torch.dtype, config: PhiConfig) -> str:
+    """Why compression would not pay; empty if it does."""
+    if Slot(None, shape, dtype, config=config).stored_bytes < Slot(None, shape, dtype).bytes:
+        return ""
+    return f"would not shrink (rows of {shape[-1]} in groups of {config.group_size})"
 
 
 def _output_heads(model: nn.Module) -> set[nn.Module]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+
+_SMALL = 16384  # bytes: a shorter vector is not worth a line of its own
 
 
 @dataclass(frozen=True)
@@ -22,10 +25,7 @@ class Compressed:
 
     @property
     def weights(self) -> int:
-        product = 1
-        for extent in self.shape:
-            product *= extent
-        return product
+        return math.prod(self.shape)
 
     @property
     def bits_per_weight(self) -> float:
@@ -65,25 +65,33 @@ class Report:
         weights = sum(c.weights for c in self.compressed)
         return sum(c.stored_bytes for c in self.compressed) * 8 / weights if weights else 0.0
 
+    @property
+    def summary(self) -> str:
+        """One line: how many parameters, and what it saves."""
+        return (
+            f"{len(self.compressed)} parameters compressed to {self.bits_per_weight:.2f} bits a "
+            f"weight, {len(self.skipped)} left alone: {_size(self.original_bytes)} -> "
+            f"{_size(self.stored_bytes)}"
+        )
+
     def __str__(self) -> str:
-        return "\n".join(self._lines())
+        return "\n".join([self.summary, *self._lines()])
 
     def _lines(self) -> Iterator[str]:
-        yield (
-            f"{len(self.compressed)} parameters compressed to {self.bits_per_weight:.2f} bits a "
-            f"weight, {len(self.skipped)} left alone: {_megabytes(self.original_bytes)} -> "
-            f"{_megabytes(self.stored_bytes)}"
-        )
         for c in self.compressed:
             error = "" if c.relative_error is None else f"  error {c.relative_error:.2e}"
             yield f"  {' = '.join(c.names)}  {_shape(c.shape)}  {c.bits_per_weight:.2f} bits{error}"
+        small = [s for s in self.skipped if len(s.shape) < 2 and 0 < s.bytes < _SMALL]
         for s in self.skipped:
-            if len(s.shape) > 1 or s.bytes >= 16384:
+            if s not in small:
                 yield f"  {' = '.join(s.names)}  {_shape(s.shape)}  left alone: {s.reason}"
+        if small:
+            total = sum(s.bytes for s in small)
+            yield f"  {len(small)} vectors and scalars left alone, {_size(total)} together"
 
 
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:.1f} MB"
+def _size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NoReturn
+from collections.abc import Callable
+from dataclasses import asdict, astuple
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor
 from torchao.utils import TorchAOBaseTensor
 
 from phiquant import ops as ops  # registers torch.ops.phiquant
-from phiquant.codec import DTYPES, Layout, Planes, exponent_for
+from phiquant.checks import check_importance, check_weight
+from phiquant.codec import DTYPES, Planes, exponent_for
 from phiquant.config import PhiConfig
 
 
@@ -28,9 +31,9 @@ class PhiTensor(TorchAOBaseTensor):
 group_size=64, grid='phi', dtype=torch.float32, device='cpu')
     """
 
-    tensor_data_names = ["index_plane", "scale_plane"]
-    optional_tensor_data_names = ["deviation_plane", "deviation_low_plane"]
-    tensor_attribute_names = [
+    tensor_data_names: ClassVar[list[str]] = ["index_plane", "scale_plane"]
+    optional_tensor_data_names: ClassVar[list[str]] = ["deviation_plane", "deviation_low_plane"]
+    tensor_attribute_names: ClassVar[list[str]] = [
         "columns",
         "index_bits",
         "deviation_bits",
@@ -113,42 +116,32 @@ group_size=64, grid='phi', dtype=torch.float32, device='cpu')
             name: what to call the weight in messages.
 
         Raises:
-            TypeError: the dtype is not a supported floating-point one.
-            ValueError: the weight is empty, has fewer than 2 dimensions, is on the meta device or
-                holds NaN or infinity; or the importance has the wrong shape or a negative value.
+            TypeError: the weight is no plain tensor of a supported floating-point dtype.
+            ValueError: the weight is empty, not dense, has fewer than 2 dimensions, is on the meta
+                device or holds NaN or infinity; or the importance has another shape or a value
+                that is negative or not finite.
         """
-        config = config or PhiConfig()
-        layout = config.layout(weight.shape[-1], exponent_for(check_weight(weight, name)))
-        _check_importance(importance, layout.columns)
+        config = PhiConfig.checked(config)
+        if isinstance(weight, PhiTensor):
+            raise TypeError(f"{name}: is compressed already; use .dequantize() to start anew")
+        exponent = exponent_for(check_weight(weight, name))
+        layout = config.layout(weight.shape[-1], exponent)
+        check_importance(importance, layout.columns)
         index, deviation, deviation_low, scale = torch.ops.phiquant.encode(
-            weight.detach().contiguous(), importance, *layout_arguments(layout), config.fit
+            weight.detach().contiguous(), importance, *astuple(layout)[1:], config.fit
         )
         tensor = cls(
-            index,
-            scale,
-            layout.columns,
-            *layout_arguments(layout),
-            config.fit,
-            weight.dtype,
-            weight.dtype,
-            False,
-            deviation if layout.high_bits else None,
-            deviation_low if layout.low_bits else None,
+            index_plane=index,
+            scale_plane=scale,
+            deviation_plane=deviation if layout.high_bits else None,
+            deviation_low_plane=deviation_low if layout.low_bits else None,
+            **asdict(layout),
+            fit=config.fit,
+            stored_dtype=weight.dtype,
+            dtype=weight.dtype,
         )
         tensor.fqn = name
         return tensor
-
-    @property
-    def plane_layout(self) -> Layout:
-        """How the planes are cut."""
-        return Layout(
-            self.columns,
-            self.index_bits,
-            self.deviation_bits,
-            self.group_size,
-            self.grid,
-            self.exponent,
-        )
 
     @property
     def planes(self) -> Planes:
@@ -157,8 +150,8 @@ group_size=64, grid='phi', dtype=torch.float32, device='cpu')
         )
 
     @property
-    def op_arguments(self) -> tuple[Any, ...]:
-        """The arguments of ``torch.ops.phiquant`` after the planes."""
+    def op_arguments(self) -> tuple[int, int, int, int, str, int]:
+        """The arguments of ``torch.ops.phiquant`` after the planes, read on every call."""
         return (
             self.columns,
             self.index_bits,
@@ -175,11 +168,19 @@ group_size=64, grid='phi', dtype=torch.float32, device='cpu')
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits a weight, scale words and padding counted."""
-        return self.stored_bytes * 8 / self.numel()
+        """Bits a weight, scale words and padding counted; 0 for an empty slice."""
+        return self.stored_bytes * 8 / max(self.numel(), 1)
 
     def dequantize(self, output_dtype: torch.dtype | None = None) -> Tensor:
-        """The decoded weight as a plain tensor, in ``output_dtype`` or the tensor's own dtype."""
+        """The decoded weight as a plain tensor, in ``output_dtype`` or the tensor's own dtype.
+
+        Raises:
+            ValueError: ``output_dtype`` is not bfloat16, float16 or float32.
+        """
+        if output_dtype not in (None, *DTYPES):
+            raise ValueError(
+                f"output_dtype must be bfloat16, float16 or float32, got {output_dtype}"
+            )
         weight = torch.ops.phiquant.decode(
             *self.planes, *self.op_arguments, output_dtype or self.dtype
         )
@@ -200,25 +201,36 @@ group_size=64, grid='phi', dtype=torch.float32, device='cpu')
                 f"deviation_bits must be one of {sorted(choices)} for a tensor with "
                 f"{self.deviation_bits} deviation bits, got {deviation_bits!r}"
             )
-        tensor = self._with(
+        return self._with(
             deviation_bits=deviation_bits,
             deviation_plane=self.deviation_plane if deviation_bits else None,
             deviation_low_plane=self.deviation_low_plane if deviation_bits == 8 else None,
         )
-        tensor.fqn = self.fqn
-        return tensor
 
     def _with(self, **changes: Any) -> PhiTensor:
         """A tensor on the same planes with some planes or attributes changed."""
         names = (
             self.tensor_data_names + self.tensor_attribute_names + self.optional_tensor_data_names
         )
-        return type(self)(**{name: getattr(self, name) for name in names} | changes)
+        tensor = type(self)(**{name: getattr(self, name) for name in names} | changes)
+        tensor.fqn = self.fqn
+        return tensor
+
+    def _apply_fn_to_data(self, fn: Callable[[Tensor], Tensor]) -> PhiTensor:
+        """A tensor with ``fn`` applied to every plane."""
+        tensor = super()._apply_fn_to_data(fn)
+        tensor.fqn = self.fqn
+        return tensor
 
     def requires_grad_(self, requires_grad: bool = True) -> PhiTensor:
         """Refuse gradients: a compressed weight cannot be trained."""
         if requires_grad:
-            refuse_gradient(self)
+            raise RuntimeError(
+                f"{self.describe()}: a compressed weight has no gradient and cannot be trained; "
+                "train an adapter on top of it, or use .dequantize() for a plain weight. To put it "
+                "into a parameter: nn.Parameter(weight, requires_grad=False); into a model by "
+                "load_state_dict(assign=True): model.requires_grad_(False) first"
+            )
         return self
 
     def share_memory_(self) -> NoReturn:
@@ -246,58 +258,12 @@ group_size=64, grid='phi', dtype=torch.float32, device='cpu')
         planes = f"index {self.index_bits}" + (
             f" + deviation {self.deviation_bits}" if self.deviation_bits else ""
         )
-        bits = f"{self.bits_per_weight:.2f}" if self.numel() else "nan"
         return (
-            f"PhiTensor(shape={tuple(self.shape)}, planes={planes}, bits_per_weight={bits}, "
+            f"PhiTensor(shape={tuple(self.shape)}, planes={planes}, "
+            f"bits_per_weight={self.bits_per_weight:.2f}, "
             f"group_size={self.group_size}, grid={self.grid!r}, dtype={self.dtype}, "
             f"device='{self.device}')"
         )
-
-
-def layout_arguments(layout: Layout) -> tuple[Any, ...]:
-    """A layout as op arguments, without its columns."""
-    return (
-        layout.index_bits,
-        layout.deviation_bits,
-        layout.group_size,
-        layout.grid,
-        layout.exponent,
-    )
-
-
-def check_weight(weight: Tensor, name: str) -> float:
-    """The largest magnitude of a weight that can be compressed; raises for any other."""
-    if weight.dtype not in DTYPES:
-        raise TypeError(f"{name}: expected bfloat16, float16 or float32, got {weight.dtype}")
-    if weight.dim() < 2 or weight.numel() == 0:
-        raise ValueError(
-            f"{name}: expected a non-empty tensor of at least 2 dimensions, "
-            f"got shape {tuple(weight.shape)}"
-        )
-    if weight.is_meta:
-        raise ValueError(f"{name}: is on the meta device and holds no values; load it first")
-    low, high = torch.aminmax(weight.detach())
-    absmax = max(-low.item(), high.item())
-    if not math.isfinite(absmax) or low != low:
-        raise ValueError(f"{name}: holds NaN or infinity; only finite weights can be compressed")
-    return absmax
-
-
-def _check_importance(importance: Tensor | None, columns: int) -> None:
-    if importance is None:
-        return
-    if tuple(importance.shape) != (columns,) or not bool((importance >= 0).all()):
-        raise ValueError(
-            f"importance: expected {columns} non-negative values, one a column, "
-            f"got shape {tuple(importance.shape)}"
-        )
-
-
-def refuse_gradient(tensor: PhiTensor) -> NoReturn:
-    raise RuntimeError(
-        f"{tensor.describe()}: a compressed weight has no gradient and cannot be trained; "
-        "train an adapter on top of it (LoRA), or use .dequantize() for a plain weight"
-    )
 
 
 torch.serialization.add_safe_globals([PhiTensor])

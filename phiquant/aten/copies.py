@@ -1,0 +1,150 @@
+"""Copies and comparisons: to another device or dtype, from a checkpoint, into plain tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import return_and_correct_aliasing
+
+from phiquant.aten.fallback import refuse_write
+from phiquant.codec import DTYPES
+from phiquant.tensor import PhiTensor
+
+aten = torch.ops.aten
+_FREE = ("exponent", "fit", "stored_dtype", "dtype")  # may differ between copies of one layout
+
+
+@PhiTensor.implements(aten._to_copy.default)
+def _(func: Callable[..., Tensor], types: Any, args: Any, kwargs: Any) -> Tensor:
+    """Another device moves the planes; another dtype changes only what they decode to."""
+    self = args[0]
+    dtype = kwargs.get("dtype") or self.dtype
+    if dtype not in DTYPES:
+        raise TypeError(
+            f"{self.describe()}: a compressed weight decodes to bfloat16, float16 or float32, "
+            f"got {dtype}; use .dequantize().to({dtype}) for a plain weight"
+        )
+    device, non_blocking = kwargs.get("device"), kwargs.get("non_blocking", False)
+    moved = self._apply_fn_to_data(
+        lambda plane: plane.to(device or plane.device, non_blocking=non_blocking, copy=True)
+    )
+    return return_and_correct_aliasing(func, args, kwargs, moved._with(dtype=dtype))
+
+
+@PhiTensor.implements(aten.copy_.default)
+def _(func: Callable[..., Tensor], types: Any, args: Any, kwargs: Any) -> Tensor:
+    """Planes are copied to planes of the same layout; a plain tensor takes decoded values."""
+    self, source = args[:2]
+    if not isinstance(self, PhiTensor):
+        return self.copy_(source.dequantize())
+    difference = _difference(self, source)
+    if difference:
+        raise ValueError(
+            f"{self.describe()}: cannot be overwritten, because the source {difference}; load a "
+            "plain checkpoint before compressing the model, and a compressed one into a model "
+            "that was compressed with the same configuration"
+        )
+    _copy_planes(self, source)
+    return self
+
+
+def _copy_planes(self: PhiTensor, source: PhiTensor) -> None:
+    """In place; but planes of another exponent are new, so that no alias decodes them wrongly."""
+    for name in (*self.tensor_data_names, *self.optional_tensor_data_names):
+        mine, theirs = getattr(self, name), getattr(source, name)
+        if mine is not None and self.exponent == source.exponent:
+            mine.copy_(theirs)
+        elif mine is not None:
+            setattr(self, name, theirs.to(mine.device, copy=True))
+    self.exponent, self.fit = source.exponent, source.fit
+    self.stored_dtype = source.stored_dtype
+
+
+def _difference(self: PhiTensor, other: object) -> str:
+    """What keeps planes of ``other`` from standing where those of ``self`` stand; empty if none."""
+    if not isinstance(other, PhiTensor):
+        return f"is a plain {getattr(other, 'dtype', type(other).__name__)} tensor"
+    if self.shape != other.shape:
+        return f"has shape {tuple(other.shape)} instead of {tuple(self.shape)}"
+    for name in self.tensor_attribute_names:
+        mine, theirs = getattr(self, name), getattr(other, name)
+        if name not in _FREE and mine != theirs:
+            return f"has {name} {theirs!r} instead of {mine!r}"
+    return ""
+
+
+@PhiTensor.implements(aten.equal.default)
+def _(func: Callable[..., bool], types: Any, args: Any, kwargs: Any) -> bool:
+    """Equal planes of an equal layout; against a plain tensor, equal decoded values."""
+    self, other = args
+    if not (isinstance(self, PhiTensor) and isinstance(other, PhiTensor)):
+        plain = [t.dequantize() if isinstance(t, PhiTensor) else t for t in args]
+        return torch.equal(plain[0], plain[1])
+    return (
+        not _difference(self, other)
+        and self.exponent == other.exponent
+        and all(
+            mine is theirs or torch.equal(mine, theirs)
+            for mine, theirs in zip(self.planes, other.planes, strict=True)
+        )
+    )
+
+
+@PhiTensor.implements(aten.empty_like.default)
+def _(func: Callable[..., Tensor], types: Any, args: Any, kwargs: Any) -> Tensor:
+    """Room for planes: what ``module.to_empty`` needs before a checkpoint is loaded."""
+    device, dtype = kwargs.get("device"), kwargs.get("dtype") or args[0].dtype
+    if dtype not in DTYPES:
+        return torch.empty(args[0].shape, dtype=dtype, device=device or args[0].device)
+    room = args[0]._apply_fn_to_data(lambda plane: torch.empty_like(plane, device=device))
+    return room._with(dtype=dtype)
+
+
+@PhiTensor.implements(
+    [
+        aten.zeros_like.default,
+        aten.ones_like.default,
+        aten.full_like.default,
+        aten.rand_like.default,
+        aten.randn_like.default,
+        aten.new_empty.default,
+        aten.new_zeros.default,
+        aten.new_ones.default,
+        aten.new_full.default,
+    ]
+)
+def _(func: Callable[..., Tensor], types: Any, args: Any, kwargs: Any) -> Tensor:
+    """Plain tensors that take only shape, dtype and device from a compressed one."""
+    self = args[0]
+    example = torch.empty((), dtype=self.dtype, device=self.device).expand(self.shape)
+    return func(example, *args[1:], **kwargs)
+
+
+@PhiTensor.implements_torch_function([Tensor.numpy, Tensor.tolist])
+def _(func: Callable[..., Any], types: Any, args: Any, kwargs: Any) -> Any:
+    return func(args[0].dequantize(), *args[1:], **kwargs)
+
+
+@PhiTensor.implements_torch_function(Tensor.__setitem__)
+def _(func: Callable[..., None], types: Any, args: Any, kwargs: Any) -> None:
+    if isinstance(args[0], PhiTensor):
+        refuse_write(args[0], "an assignment to elements")
+    with torch._C.DisableTorchFunctionSubclass():
+        func(*args, **kwargs)
+
+
+@PhiTensor.implements_torch_function(Tensor.requires_grad.__set__)  # type: ignore[attr-defined]
+def _(func: Callable[..., None], types: Any, args: Any, kwargs: Any) -> None:
+    args[0].requires_grad_(args[1])
+
+
+@PhiTensor.implements_torch_function(Tensor.data.__set__)  # type: ignore[attr-defined]
+def _(func: Callable[..., None], types: Any, args: Any, kwargs: Any) -> NoReturn:
+    tensor = next(value for value in args if isinstance(value, PhiTensor))
+    raise RuntimeError(
+        f"{tensor.describe()}: .data cannot be assigned to or from a compressed weight; assign a "
+        "new parameter to the module (module.weight = nn.Parameter(value, requires_grad=False))"
+    )

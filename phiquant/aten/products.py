@@ -1,0 +1,102 @@
+"""Products with a compressed matrix, and rows looked up in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from phiquant.aten.fallback import decode_and_run, refuse_write
+from phiquant.codec import DTYPES
+from phiquant.tensor import PhiTensor
+
+aten = torch.ops.aten
+_linear_op = torch.ops.phiquant.linear.default
+_embedding_op = torch.ops.phiquant.embedding.default
+
+
+def _linear(x: Tensor, weight: PhiTensor, bias: Tensor | None = None) -> Tensor:
+    device = x.device.type
+    if device != "meta" and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
+    if x.dtype not in DTYPES:
+        raise TypeError(
+            f"{weight.describe()}: expected an input of dtype bfloat16, float16 or float32, "
+            f"got {x.dtype}"
+        )
+    return _linear_op(x, *weight.planes, bias, *weight.op_arguments)
+
+
+def _is_matrix(tensor: object, *, transposed: bool) -> TypeGuard[PhiTensor]:
+    # The plane is asked for its dimensions because asking the subclass costs a dispatch.
+    return (
+        isinstance(tensor, PhiTensor)
+        and tensor.transposed == transposed
+        and tensor.scale_plane.dim() == 2
+    )
+
+
+@PhiTensor.implements_torch_function(functional.linear)
+@PhiTensor.implements(aten.linear.default)
+def _(func: Callable[..., Tensor], types: Any, args: Any, kwargs: Any) -> Tensor:
+    x, weight, bias = _bind(("input", "weight", "bias"), args, kwargs)
+    if not _is_matrix(weight, transposed=False) or isinstance(x, PhiTensor):
+        return decode_and_run(func, args, kwargs)
+    return _linear(x, weight, bias)
+
+
+@PhiTensor.implements_torch_function([torch.matmul, Tensor.matmul, Tensor.__matmul__])
+@PhiTensor.implements(aten.mm.default)
+def _(func: Callable[..., Tensor], types: Any, args: Any, kwargs: Any) -> Tensor:
+    left, right = _bind(("input", "other"), args, kwargs)
+    if _is_matrix(right, transposed=True) and not isinstance(left, PhiTensor):
+        return _linear(left, right)
+    if _is_matrix(left, transposed=False) and not isinstance(right, PhiTensor):
+        if right.dim() == 1:
+            return _linear(right, left)
+        if right.dim() == 2:
+            return _linear(right.t(), left).t()
+    if func is aten.mm.default:
+        return decode_and_run(func, args, kwargs)
+    with torch._C.DisableTorchFunctionSubclass():
+        return func(*args, **kwargs)
+
+
+@PhiTensor.implements(aten.addmm.default)
+def _(func: Callable[..., Tensor], types: Any, args: Any, kwargs: Any) -> Tensor:
+    bias, x, weight = args
+    plain = not isinstance(x, PhiTensor) and not isinstance(bias, PhiTensor)
+    if plain and bias.dim() == 1 and not kwargs and _is_matrix(weight, transposed=True):
+        return _linear(x, weight, bias)
+    return decode_and_run(func, args, kwargs)
+
+
+@PhiTensor.implements_torch_function(functional.embedding)
+def _(func: Callable[..., Tensor], types: Any, args: Any, kwargs: Any) -> Tensor:
+    names = ("input", "weight", "padding_idx", "max_norm")
+    indices, weight, _, max_norm = _bind(names, args, kwargs)
+    if max_norm is not None and isinstance(weight, PhiTensor):
+        refuse_write(weight, "embedding with max_norm")
+    return _embedding(func, weight, indices, args, kwargs)
+
+
+@PhiTensor.implements(aten.embedding.default)
+def _(func: Callable[..., Tensor], types: Any, args: Any, kwargs: Any) -> Tensor:
+    return _embedding(func, args[0], args[1], args, kwargs)
+
+
+def _embedding(func: Any, weight: Any, indices: Any, args: Any, kwargs: Any) -> Tensor:
+    if not _is_matrix(weight, transposed=False) or isinstance(indices, PhiTensor):
+        return decode_and_run(func, args, kwargs)
+    return _embedding_op(indices, *weight.planes, *weight.op_arguments, weight.dtype)
+
+
+def _bind(names: Sequence[str], args: Sequence[Any], kwargs: Any) -> list[Any]:
+    """Positional or keyword arguments by name; a missing one is None."""
+    if not kwargs and len(args) == len(names):
+        return list(args)
+    return [args[i] if i < len(args) else kwargs.get(n) for i, n in enumerate(names)]
