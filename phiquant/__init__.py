@@ -1,10 +1,31 @@
 """phiquant: compress the weights of any PyTorch model in place, and run it compressed."""
 
-from phiquant import aten as _aten  # registers PhiTensor's operations
+from typing import TYPE_CHECKING, Any
+
+from phiquant import aten as aten  # registers PhiTensor's operations
 from phiquant.config import PhiConfig
+from phiquant.integrations import autoload as _autoload
 from phiquant.quantize import preview, quantize_
 from phiquant.report import Report
 from phiquant.tensor import PhiTensor
 
+if TYPE_CHECKING:
+    from phiquant.integrations.transformers import PhiQuantConfig as PhiQuantConfig
+
 __version__ = "0.1.0"
 __all__ = ["PhiConfig", "PhiTensor", "Report", "preview", "quantize_"]
+
+_autoload.arm()  # transformers' from_pretrained knows the method "phiquant" from here on
+
+
+def __getattr__(name: str) -> Any:
+    """``phiquant.PhiQuantConfig`` imports transformers when it is asked for."""
+    if name != "PhiQuantConfig":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from phiquant.integrations.transformers import PhiQuantConfig
+
+    return PhiQuantConfig
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), "PhiQuantConfig"])

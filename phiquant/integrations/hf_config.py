@@ -1,0 +1,112 @@
+"""PhiQuantConfig: how ``from_pretrained`` compresses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from phiquant.config import PhiConfig
+
+METHOD = "phiquant"
+FORMAT_VERSION = 1
+
+
+class PhiQuantConfig(QuantizationConfigMixin):
+    """:class:`phiquant.PhiConfig` for ``from_pretrained(..., quantization_config=...)``.
+
+    Args:
+        index_bits, deviation_bits, group_size, grid, fit: as for :class:`phiquant.PhiConfig`.
+        modules_to_not_convert: modules to leave alone: names or regular expressions that match
+            whole dotted segments anywhere in a module's name, so "lm_head", "self_attn",
+            "layers.0" and r"layers\\.[01]\\.mlp" each leave out all that is inside of them.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type or is out of range; the message
+            names it.
+    """
+
+    quant_method: Any = METHOD  # transformers' own methods are an enum
+
+    def __init__(
+        self,
+        index_bits: int = 4,
+        deviation_bits: int = 4,
+        group_size: int = 64,
+        grid: str = "phi",
+        fit: str = "joint",
+        modules_to_not_convert: Sequence[str] | str | None = None,
+    ) -> None:
+        self.quant_method = METHOD
+        self.format_version = FORMAT_VERSION
+        self.index_bits, self.deviation_bits = index_bits, deviation_bits
+        self.group_size, self.grid, self.fit = group_size, grid, fit
+        self.modules_to_not_convert = _patterns(modules_to_not_convert)
+        self.phi_config  # noqa: B018 - validates
+
+    @property
+    def phi_config(self) -> PhiConfig:
+        """The same settings for :func:`phiquant.quantize_`; raises ValueError for a bad one."""
+        return PhiConfig(**{field.name: getattr(self, field.name) for field in fields(PhiConfig)})
+
+    def get_apply_tensor_subclass(self) -> PhiConfig:
+        """What PEFT passes to torchao's ``quantize_`` to compress a merged weight again."""
+        return self.phi_config
+
+    @classmethod
+    def from_dict(
+        cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any
+    ) -> Any:
+        """The inverse of ``to_dict``.
+
+        Raises:
+            ValueError: another method or format version, or a key that is not known.
+        """
+        settings = dict(config_dict)
+        method = settings.pop("quant_method", METHOD)
+        if method != METHOD:
+            raise ValueError(f"quant_method must be {METHOD!r}, got {method!r}")
+        version = settings.pop("format_version", FORMAT_VERSION)
+        if isinstance(version, bool) or version != FORMAT_VERSION:
+            raise ValueError(
+                f"format_version must be {FORMAT_VERSION}, got {version!r}; "
+                "a newer phiquant may read it"
+            )
+        known = {field.name for field in fields(PhiConfig)} | {"modules_to_not_convert"}
+        if unknown := sorted(map(str, settings.keys() - known)):
+            raise ValueError(f"quantization_config: unknown {unknown}; known are {sorted(known)}")
+        overrides = {key: kwargs.pop(key) for key in list(kwargs) if key in known}
+        config = cls(**(settings | overrides))
+        return (config, kwargs) if return_unused_kwargs else config
+
+    def leaves_out(self, module_name: str) -> str | None:
+        """The first entry of ``modules_to_not_convert`` that matches, or None."""
+        for pattern in self.modules_to_not_convert or ():
+            if _at_segments(pattern).search(module_name):
+                return pattern
+        return None
+
+
+def _at_segments(pattern: str) -> re.Pattern[str]:
+    return re.compile(rf"(?:^|\.)(?:{pattern.removesuffix('.weight')})(?:\.|$)")
+
+
+def _patterns(given: Sequence[str] | str | None) -> list[str] | None:
+    if given is None:
+        return None
+    patterns = [given] if isinstance(given, str) else list(given)
+    for pattern in patterns:
+        if not isinstance(pattern, str) or not pattern:
+            raise TypeError(
+                f"modules_to_not_convert: expected names or patterns, got {pattern!r} in {given!r}"
+            )
+        try:
+            _at_segments(pattern)
+        except re.error as error:
+            raise ValueError(
+                f"modules_to_not_convert: {pattern!r} is not a regular expression ({error})"
+            ) from error
+    return patterns
