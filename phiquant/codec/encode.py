@@ -13,6 +13,7 @@ from phiquant.codec.scales import power_of_two, read_words, smallest_words
 
 FITS = ("joint", "index", "deviation")
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+LARGEST = torch.finfo(torch.float32).max
 
 
 def encode(
@@ -37,7 +38,9 @@ def encode(
         words = choose_words(groups, layout, fit, _weights_of_errors(weight, importance, layout))
         scale, bend = read_words(words, layout)
         codes = cells.find(groups, scale.unsqueeze(-1), bend.unsqueeze(-1), layout)
-    codes = torch.where(_is_padding(layout, weight.device), 0, codes.unflatten(0, (-1, layout.groups)))
+    codes = torch.where(
+        _is_padding(layout, weight.device), 0, codes.unflatten(0, (-1, layout.groups))
+    )
     planes = split_codes(codes.view(*leading, layout.groups * layout.group_size), layout)
     return planes._replace(scale=words.view(*leading, layout.groups))
 
@@ -54,7 +57,7 @@ def split_codes(codes: Tensor, layout: Layout) -> Planes:
 
 
 def choose_words(groups: Tensor, layout: Layout, fit: str, importance: Tensor | None) -> Tensor:
-    """int16 scale words ``[n]`` for fp32 ``groups [n, group_size]``: the best of every bend and sign.
+    """The best int16 scale words ``[n]`` of every bend and sign for fp32 ``groups [n, group_size]``.
 
     The first of equal candidates wins; they are tried bend by bend, the positive sign first.
     """
@@ -88,7 +91,8 @@ def _score(
 
     def error(bits: int) -> Tensor:
         level = cells.levels(codes >> layout.deviation_bits - bits, bends, layout, bits)
-        squares = ((level * scale - groups) * unit).double().square()
+        decoded = (level * scale).clamp(-LARGEST, LARGEST)  # as decoding saturates
+        squares = ((decoded - groups) * unit).double().square()
         return (squares if importance is None else squares * importance).sum(-1)
 
     if fit == "index" or layout.deviation_bits == 0:

@@ -57,7 +57,9 @@ def read_words(words: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
     return half.float() * power_of_two(layout.exponent), bend.long()
 
 
-def smallest_words(above: Tensor, below: Tensor, bend: int, layout: Layout) -> tuple[Tensor, Tensor]:
+def smallest_words(
+    above: Tensor, below: Tensor, bend: int, layout: Layout
+) -> tuple[Tensor, Tensor]:
     """The smallest scales whose grid covers every weight of a group.
 
     Args:
