@@ -82,7 +82,8 @@ sanitize: develop ## the kernel tests with the address and undefined-behaviour s
 	CXX='$(CXX)' PHIQUANT_SANITIZE=address,undefined PHIQUANT_BUILD_CPU=1 PHIQUANT_BUILD_CUDA=0 \
 	  $(BIN)/python setup.py -q build --build-base build/sanitize --build-lib $(SANITIZED)
 	LD_PRELOAD='$(PRELOAD)' ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED):. PYTHONSAFEPATH=1 \
-	  $(BIN)/pytest -s -o pythonpath= -p no:cacheprovider $(PYTEST_FLAGS) $(KERNEL_TESTS)
+	  $(BIN)/pytest -s -o pythonpath= -p no:cacheprovider $(PYTEST_FLAGS) \
+	  $(or $(KERNEL_TESTS),$(error no kernel tests found; name some in KERNEL_TESTS))
 
 # --- the code itself ------------------------------------------------------------------------
 
