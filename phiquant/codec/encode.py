@@ -57,7 +57,7 @@ def split_codes(codes: Tensor, layout: Layout) -> Planes:
 
 
 def choose_words(groups: Tensor, layout: Layout, fit: str, importance: Tensor | None) -> Tensor:
-    """The best int16 scale words ``[n]`` of every bend and sign for fp32 ``groups [n, group_size]``.
+    """The best word of every bend and sign: int16 ``[n]`` for fp32 ``groups [n, group_size]``.
 
     The first of equal candidates wins; they are tried bend by bend, the positive sign first.
     """
