@@ -17,6 +17,11 @@
 #define PHIQUANT_BYTES 64
 #include "vector_avx512.h"
 //
+#include "decode_avx512.h"
+#include "fused_avx512.h"
+#define PHIQUANT_DECODE fast_decode
+#define PHIQUANT_FUSED fast_fused
+//
 #include "kernel_set.h"
 
 #if defined(__clang__)

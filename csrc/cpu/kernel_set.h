@@ -5,13 +5,20 @@
 #include "encode.h"
 #include "fused.h"
 
+// An instruction set may have a faster one of its own.
+#if !defined(PHIQUANT_DECODE)
+#define PHIQUANT_DECODE decode
+#endif
+#if !defined(PHIQUANT_FUSED)
+#define PHIQUANT_FUSED fused
+#endif
 #define PHIQUANT_TEXT_OF(name) #name
 #define PHIQUANT_TEXT(name) PHIQUANT_TEXT_OF(name)
 
 namespace phiquant::cpu::PHIQUANT_ISA {
 
 const Kernels& kernels() {
-  static constexpr Kernels set{PHIQUANT_TEXT(PHIQUANT_ISA), decode, encode, prepare, fused};
+  static constexpr Kernels set{PHIQUANT_TEXT(PHIQUANT_ISA), PHIQUANT_DECODE, encode, prepare, PHIQUANT_FUSED};
   return set;
 }
 

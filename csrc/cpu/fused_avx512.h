@@ -1,0 +1,162 @@
+// x . weight^T for few rows of x, weights unpacked in registers.
+#pragma once
+
+#include "fused.h"
+#include "nibbles_avx512.h"
+
+namespace phiquant::cpu::PHIQUANT_ISA {
+
+// Below such scales the scaled cubic's coefficient could vanish.
+PHIQUANT_INLINE bool has_fast_fused(const Layout& layout) {
+  return has_nibbles(layout) && layout.exponent >= -46;
+}
+
+struct FusedTables {
+  Curve curve;
+  IndexLevels levels;
+  int64_t padded;  // from a row of x to the next
+};
+
+// The coefficients of a stretch of groups, scale and the step of sixteenths included.
+struct Slopes {
+  alignas(64) float line[kStretch];
+  alignas(64) float cubic[kStretch];
+
+  PHIQUANT_MEMBER Slopes(const Curve& curve, const Scales& scales) {
+    const __m512 lines = _mm512_castps256_ps512(_mm256_load_ps(curve.line));
+    const __m512 cubics = _mm512_castps256_ps512(_mm256_load_ps(curve.cubic));
+    for (int i = 0; i < kStretch; i += kLanes) {
+      const __m512i bend = _mm512_load_si512(scales.bend + i);
+      const vf scale = load<vf>(scales.scale + i);
+      store(line + i, (vf)_mm512_permutexvar_ps(bend, lines) * 0x1p-4f * scale);
+      store(cubic + i, (vf)_mm512_permutexvar_ps(bend, cubics) * 0x1p-12f * scale);
+    }
+  }
+};
+
+template <int m>
+struct Sums {
+  static constexpr int kChains = m == 1 ? 4 : m == 2 ? 2 : 1;  // hide the latency of a sum
+  vf sum[m][kChains]{};
+};
+
+// One group of 4-bit indices: a look-up in the bend's levels.
+template <int group_size, int m>
+PHIQUANT_INLINE void add_indices(const uint8_t* index, vf levels, const float* x, int64_t padded,
+                                 Sums<m>* sums) {
+  constexpr int kChunk = group_size < 64 ? group_size : 64;
+  for (int start = 0; start < group_size; start += kChunk) {
+    const __m512i codes = join_codes<0, kChunk>(index + start / 2, nullptr);
+    for (int step = 0; step < kChunk / 16; step++) {
+      const vf weight = look_up(levels, codes, step);
+      for (int i = 0; i < m; i++) {
+        vf& sum = sums->sum[i][step % Sums<m>::kChains];
+        sum = multiply_add(weight, load<vf>(x + start + step * 16 + i * padded), sum);
+      }
+    }
+  }
+}
+
+// One group of 4-bit indices and deviations: the cubic.
+template <int group_size, int m>
+PHIQUANT_INLINE void add_positions(const uint8_t* index, const uint8_t* deviation, vf line,
+                                   vf cubic, const float* x, int64_t padded, Sums<m>* sums) {
+  constexpr int kChunk = group_size < 64 ? group_size : 64;
+  for (int start = 0; start < group_size; start += kChunk) {
+    const __m512i codes = join_codes<4, kChunk>(index + start / 2, deviation + start / 2);
+    for (int step = 0; step < kChunk / 16; step++) {
+      const vf p = sixteenths(codes, step);
+      const vf slope = multiply_add(p * p, cubic, line);
+      const vf weight = slope * p;
+      for (int i = 0; i < m; i++) {
+        const vf factor = load<vf>(x + start + step * 16 + i * padded);
+        vf& sum = sums->sum[i][step % Sums<m>::kChains];
+        // With one row, p * factor does not wait for the slope.
+        sum = m == 1 ? multiply_add(slope, factor * p, sum) : multiply_add(weight, factor, sum);
+      }
+    }
+  }
+}
+
+// One row of the weight against m rows of x from `first` on.
+template <int deviation_bits, int group_size, int m>
+static bool fast_row(const FusedTask& task, const FusedTables& tables, int64_t first,
+                     int64_t row) {
+  const int64_t groups = groups_of(task.layout), before = row * groups, padded = tables.padded;
+  const float* x = task.x + first * padded;
+  const uint8_t* index = task.planes.index + before * (group_size / 2);
+  const uint8_t* deviation =
+      deviation_bits == 0 ? index : task.planes.deviation + before * (group_size / 2);
+  Sums<m> sums;
+  Scales scales;
+  bool good = true;
+  for (int64_t start = 0; start < groups; start += kStretch) {
+    const int64_t count = groups - start < kStretch ? groups - start : kStretch;
+    good &= read_words(task.layout, task.planes.scale + before + start, count, &scales);
+    const Slopes slopes(tables.curve, scales);
+    for (int64_t i = 0; i < count; i++) {
+      if (deviation_bits == 0) {
+        const vf levels = load<vf>(tables.levels.level[scales.bend[i]]) * scales.scale[i];
+        add_indices<group_size, m>(index, levels, x, padded, &sums);
+      } else {
+        add_positions<group_size, m>(index, deviation, splat(slopes.line[i]),
+                                     splat(slopes.cubic[i]), x, padded, &sums);
+      }
+      index += group_size / 2;
+      deviation += group_size / 2;
+      x += group_size;
+    }
+  }
+  for (int i = 0; i < m; i++) {
+    vf sum{};
+    for (const vf& chain : sums.sum[i]) sum += chain;
+    store_sum(task, first + i, row, total(sum));
+  }
+  return good;
+}
+
+template <int deviation_bits, int group_size>
+static bool fast_rows(const FusedTask& task, const FusedTables& tables, int64_t row) {
+  bool good = true;
+  int64_t first = 0;
+  for (; task.m - first >= 8; first += 8) {
+    good &= fast_row<deviation_bits, group_size, 8>(task, tables, first, row);
+  }
+  if (task.m - first >= 4) {
+    good &= fast_row<deviation_bits, group_size, 4>(task, tables, first, row);
+    first += 4;
+  }
+  if (task.m - first >= 2) {
+    good &= fast_row<deviation_bits, group_size, 2>(task, tables, first, row);
+    first += 2;
+  }
+  if (task.m == first) return good;
+  return good & fast_row<deviation_bits, group_size, 1>(task, tables, first, row);
+}
+
+template <int deviation_bits>
+static bool fast_rows(const FusedTask& task, const FusedTables& tables, int64_t row) {
+  switch (task.layout.group_size) {
+    case 32:
+      return fast_rows<deviation_bits, 32>(task, tables, row);
+    case 64:
+      return fast_rows<deviation_bits, 64>(task, tables, row);
+    default:
+      return fast_rows<deviation_bits, 128>(task, tables, row);
+  }
+}
+
+static Status fast_fused(const FusedTask& task, int64_t begin, int64_t end) {
+  if (!has_fast_fused(task.layout)) return fused(task, begin, end);
+  const Curve curve = Curve::of(task.layout);
+  const FusedTables tables{curve, IndexLevels(curve),
+                           groups_of(task.layout) * task.layout.group_size};
+  bool good = true;
+  for (int64_t row = begin; row < end; row++) {
+    good &= task.layout.deviation_bits == 0 ? fast_rows<0>(task, tables, row)
+                                            : fast_rows<4>(task, tables, row);
+  }
+  return good ? Status::kOk : Status::kBadWord;
+}
+
+}  // namespace phiquant::cpu::PHIQUANT_ISA
