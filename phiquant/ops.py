@@ -24,7 +24,8 @@ _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
 
 _library = torch.library.Library("phiquant", "DEF")
 _library.define(
-    f"encode(Tensor weight, Tensor? importance, {_BITS}, str fit) -> (Tensor, Tensor, Tensor, Tensor)",
+    f"encode(Tensor weight, Tensor? importance, {_BITS}, str fit) -> "
+    "(Tensor, Tensor, Tensor, Tensor)",
     tags=_TAGS,
 )
 _library.define(f"decode({_PLANES}, int columns, {_BITS}, ScalarType dtype) -> Tensor", tags=_TAGS)
@@ -59,13 +60,17 @@ def _decode(
     *bits: Any,
 ) -> Tensor:
     *shape, dtype = bits
-    return codec.decode(
-        Planes(index, deviation, deviation_low, scale), Layout(columns, *shape), dtype
-    )
+    _check_dtype("dtype", dtype)
+    planes, layout = Planes(index, deviation, deviation_low, scale), Layout(columns, *shape)
+    if dtype == torch.float64:  # for numerical checks: the fp32 decode, wider
+        return codec.decode(planes, layout).double()
+    return codec.decode(planes, layout, dtype)
 
 
 def _linear(x: Tensor, *arguments: Any) -> Tensor:
     *planes, bias, columns, index_bits, deviation_bits, group_size, grid, exponent = arguments
+    _check_input(x, columns)
+    _check_bias(bias, x.dtype, planes[0].shape[0])
     weight = _decode(
         *planes, columns, index_bits, deviation_bits, group_size, grid, exponent, x.dtype
     )
@@ -81,11 +86,12 @@ def _embedding(
     columns: int,
     *bits: Any,
 ) -> Tensor:
-    rows = (
-        None if plane is None else functional.embedding(indices, plane)
-        for plane in (index, deviation, deviation_low, scale)
-    )
-    return _decode(*rows, columns, *bits)
+    def rows(plane: Tensor) -> Tensor:
+        return functional.embedding(indices, plane)
+
+    high = None if deviation is None else rows(deviation)
+    low = None if deviation_low is None else rows(deviation_low)
+    return _decode(rows(index), high, low, rows(scale), columns, *bits)
 
 
 def _fake_encode(weight: Tensor, importance: Tensor | None, *bits: Any) -> tuple[Tensor, ...]:
@@ -103,13 +109,39 @@ def _fake_decode(index: Tensor, *arguments: Any) -> Tensor:
     return index.new_empty((*index.shape[:-1], columns), dtype=dtype)
 
 
-def _fake_linear(x: Tensor, index: Tensor, *_: Any) -> Tensor:
+def _fake_linear(x: Tensor, index: Tensor, *arguments: Any) -> Tensor:
+    _check_device("x", x, index)
+    _check_input(x, arguments[4])
     return x.new_empty((*x.shape[:-1], index.shape[0]))
 
 
 def _fake_embedding(indices: Tensor, index: Tensor, *arguments: Any) -> Tensor:
+    _check_device("indices", indices, index)
     columns, dtype = arguments[3], arguments[-1]
     return index.new_empty((*indices.shape, columns), dtype=dtype)
+
+
+def _check_input(x: Tensor, columns: int) -> None:
+    _check_dtype("x", x.dtype)
+    if x.shape[-1] != columns:
+        raise ValueError(f"x: expected a last dimension of {columns}, got shape {tuple(x.shape)}")
+
+
+def _check_bias(bias: Tensor | None, dtype: torch.dtype, rows: int) -> None:
+    if bias is not None and (bias.dtype != dtype or tuple(bias.shape) != (rows,)):
+        got = f"{bias.dtype} of shape {tuple(bias.shape)}"
+        raise ValueError(f"bias: expected {dtype} of shape ({rows},), got {got}")
+
+
+def _check_dtype(name: str, dtype: torch.dtype) -> None:
+    if dtype not in codec.DTYPES and dtype != torch.float64:
+        raise ValueError(f"{name}: expected bfloat16, float16 or float32, got {dtype}")
+
+
+def _check_device(name: str, tensor: Tensor, index: Tensor) -> None:
+    """A fake also runs where only the planes are on the meta device: nothing would be computed."""
+    if tensor.device != index.device:
+        raise ValueError(f"{name}: is on {tensor.device}, but the weight is on {index.device}")
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

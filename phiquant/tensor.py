@@ -13,7 +13,7 @@ from torchao.utils import TorchAOBaseTensor
 
 from phiquant import ops as ops  # registers torch.ops.phiquant
 from phiquant.checks import check_importance, check_weight
-from phiquant.codec import DTYPES, Planes, exponent_for
+from phiquant.codec import Planes, exponent_for
 from phiquant.config import PhiConfig
 
 
@@ -172,15 +172,7 @@ group_size=64, grid='phi', dtype=torch.float32, device='cpu')
         return self.stored_bytes * 8 / max(self.numel(), 1)
 
     def dequantize(self, output_dtype: torch.dtype | None = None) -> Tensor:
-        """The decoded weight as a plain tensor, in ``output_dtype`` or the tensor's own dtype.
-
-        Raises:
-            ValueError: ``output_dtype`` is not bfloat16, float16 or float32.
-        """
-        if output_dtype not in (None, *DTYPES):
-            raise ValueError(
-                f"output_dtype must be bfloat16, float16 or float32, got {output_dtype}"
-            )
+        """The decoded weight as a plain tensor, in ``output_dtype`` or the tensor's own dtype."""
         weight = torch.ops.phiquant.decode(
             *self.planes, *self.op_arguments, output_dtype or self.dtype
         )

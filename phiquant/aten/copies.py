@@ -87,7 +87,7 @@ def _(func: Callable[..., bool], types: Any, args: Any, kwargs: Any) -> bool:
         not _difference(self, other)
         and self.exponent == other.exponent
         and all(
-            mine is theirs or torch.equal(mine, theirs)
+            mine is None or theirs is None or torch.equal(mine, theirs)
             for mine, theirs in zip(self.planes, other.planes, strict=True)
         )
     )

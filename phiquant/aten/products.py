@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from phiquant.aten.fallback import decode_and_run, refuse_write
-from phiquant.codec import DTYPES
 from phiquant.tensor import PhiTensor
 
 aten = torch.ops.aten
@@ -23,11 +22,6 @@ def _linear(x: Tensor, weight: PhiTensor, bias: Tensor | None = None) -> Tensor:
     if device != "meta" and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
-    if x.dtype not in DTYPES:
-        raise TypeError(
-            f"{weight.describe()}: expected an input of dtype bfloat16, float16 or float32, "
-            f"got {x.dtype}"
-        )
     return _linear_op(x, *weight.planes, bias, *weight.op_arguments)
 
 
