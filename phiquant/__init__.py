@@ -22,8 +22,14 @@ def __getattr__(name: str) -> Any:
     """``phiquant.PhiQuantConfig`` imports transformers when it is asked for."""
     if name != "PhiQuantConfig":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from phiquant.integrations.transformers import PhiQuantConfig
-
+    try:
+        from phiquant.integrations.transformers import PhiQuantConfig
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "transformers":
+            raise
+        raise ImportError(
+            "PhiQuantConfig needs transformers: pip install 'phiquant[hf]'"
+        ) from error
     return PhiQuantConfig
 
 

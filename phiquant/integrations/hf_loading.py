@@ -71,11 +71,11 @@ class Loading:
         if slot.config is None or tuple(weight.shape) != slot.shape:
             return weight
         try:
-            check_weight(weight, slot.names[0])
+            check_weight(weight, name)
         except (TypeError, ValueError) as error:
             self.refused.append(str(error))
             return weight
-        parameter = compress_parameter(weight, slot.config, slot.names[0])
+        parameter = compress_parameter(weight, slot.config, name)
         self.errors[name] = relative_error(weight, cast(PhiTensor, parameter.data))
         return parameter
 
@@ -137,6 +137,7 @@ class Loading:
                 reason = slot.reason.replace(_LEFT_OUT, why)
                 report.skipped.append(Skipped(names, slot.shape, slot.bytes, reason))
                 continue
+            weight.fqn = names[0]  # which of several names it had in the file does not matter
             error = next((self.errors[name] for name in names if name in self.errors), None)
             before = weight.numel() * weight.stored_dtype.itemsize
             report.compressed.append(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -101,7 +101,7 @@ class PhiHfQuantizer(HfQuantizer):
                         plain[id(parameter)] = nn.Parameter(parameter.dequantize(dtype))
                     setattr(module, leaf, plain[id(parameter)])
         if dtype is not None:
-            model.to(dtype=dtype)
+            cast(nn.Module, model).to(dtype)
             model.config.dtype = dtype
         return model
 
