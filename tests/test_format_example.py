@@ -1,0 +1,139 @@
+"""docs/format.md is executed: its constants, its reader and its worked example."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from phiquant import codec, grid
+from phiquant.codec import Layout, Planes
+from phiquant.codec.encode import split_codes
+
+PAGE = Path(__file__).parents[1] / "docs" / "format.md"
+BLOCK = re.compile(
+    r"^<!-- block: (?P<name>[\w ]+) -->\n\n```(?:text|python)\n(?P<body>.*?)^```$", re.M | re.S
+)
+SHAPE = (2, 40)
+PLANES = ("index", "deviation", "deviation_low")
+BITS = (4, 4, 4)
+
+
+@pytest.fixture(scope="module")
+def blocks() -> dict[str, str]:
+    found = {match["name"]: match["body"] for match in BLOCK.finditer(PAGE.read_text("utf-8"))}
+    expected = {"BEND", "LINE", "LADDER", "reader", "weight", "scale", *PLANES}
+    assert found.keys() == expected | {"index alone", "first deviation plane", "all"}
+    return found
+
+
+@pytest.fixture(scope="module")
+def constants(blocks: dict[str, str]) -> dict[str, list[float]]:
+    return {
+        name: [float.fromhex(text) for text in blocks[name].split()]
+        for name in ("BEND", "LINE", "LADDER")
+    }
+
+
+@pytest.fixture(scope="module")
+def read_row(blocks: dict[str, str], constants: dict[str, Any]) -> Callable[..., list[float]]:
+    """The page's own reader, which knows nothing of phiquant."""
+    names = dict(constants)
+    exec(blocks["reader"], names)
+    return names["read_row"]
+
+
+def layout(deviation_bits: int) -> Layout:
+    return Layout(SHAPE[1], 4, deviation_bits, group_size=32, grid="phi", exponent=-10)
+
+
+def matrix(text: str) -> torch.Tensor:
+    return torch.tensor([float(number) for number in text.split()]).view(SHAPE)
+
+
+def octets(text: str) -> torch.Tensor:
+    return torch.tensor(list(bytes.fromhex(text)), dtype=torch.uint8).view(SHAPE[0], -1)
+
+
+def words(blocks: dict[str, str]) -> list[list[int]]:
+    return [[int(word, 16) for word in line.split()] for line in blocks["scale"].splitlines()]
+
+
+def planes(blocks: dict[str, str]) -> Planes:
+    scale = torch.tensor(words(blocks), dtype=torch.int32).to(torch.int16)
+    return Planes(*(octets(blocks[name]) for name in PLANES), scale)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("BEND", grid.BENDS), ("LINE", grid.LINES), ("LADDER", grid.LADDER)]
+)
+def test_constants(constants: dict[str, Any], name: str, expected: tuple[float, ...]) -> None:
+    assert constants[name] == list(expected)
+
+
+def test_the_example_encodes_to_the_printed_planes(blocks: dict[str, str]) -> None:
+    encoded = codec.encode(matrix(blocks["weight"]), layout(8))
+    for name, plane, printed in zip(Planes._fields, encoded, planes(blocks), strict=True):
+        assert plane.tolist() == printed.tolist(), name
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("index alone", 1), ("first deviation plane", 2), ("all", 3)]
+)
+def test_the_example_decodes_to_the_printed_weights(
+    blocks: dict[str, str], read_row: Callable[..., list[float]], name: str, count: int
+) -> None:
+    printed = matrix(blocks[name])
+    stored = planes(blocks)
+    cut = Planes(*(stored[i] if i < count else None for i in range(3)), stored.scale)
+    assert torch.equal(codec.decode(cut, layout(4 * (count - 1))), printed)
+    for row, scales in enumerate(words(blocks)):
+        streams = [(bytes(stored[i][row].tolist()), BITS[i]) for i in range(count)]
+        assert read_row(streams, scales, SHAPE[1], 32, "phi", -10) == printed[row].tolist()
+
+
+def test_the_steps_by_hand_are_those_of_the_first_weight(blocks: dict[str, str]) -> None:
+    text = re.sub(r"\s+", " ", PAGE.read_text("utf-8").partition("The first weight by hand")[2])
+    position, square, times_b, plus_a, level, value = (
+        float(re.search(rf"{words_before} = (-?[\d.]+\d)", text)[1])
+        for words_before in ("151.5 / 256", r"p \* p", "times b", "plus a", "times p", "scale")
+    )
+    p = torch.tensor(position)
+    steps = [p * p, p * p / 1024, p * p / 1024 + 1 / 16, (p * p / 1024 + 1 / 16) * p]
+    assert [step.item() for step in steps] == torch.tensor(
+        [square, times_b, plus_a, level]
+    ).tolist()
+    assert torch.tensor(value) == steps[-1] * (-165 * 2.0**-10) == matrix(blocks["all"])[0, 0]
+
+
+@pytest.mark.parametrize("name", grid.GRIDS)
+@pytest.mark.parametrize("index_bits", grid.INDEX_BITS, ids="index{}".format)
+@pytest.mark.parametrize("deviation_bits", grid.DEVIATION_BITS, ids="deviation{}".format)
+def test_the_reader_and_the_codec_agree_on_any_planes(
+    read_row: Callable[..., list[float]], name: str, index_bits: int, deviation_bits: int
+) -> None:
+    shape = Layout(40, index_bits, deviation_bits, 32, name, exponent=-10)
+    codes = torch.randint(1 << index_bits + deviation_bits, (1, 64))
+    word = torch.randint(0x0080, 0x0F80, (1, 2)) * 8
+    word |= torch.randint(2, (1, 2)) << 15 | torch.randint(shape.curve.bends, (1, 2))
+    stored = split_codes(codes, shape)._replace(scale=word.to(torch.int16))
+    bits = (index_bits, shape.high_bits, shape.low_bits)
+    streams = [
+        (bytes(plane[0].tolist()), width)
+        for plane, width in zip(stored, bits, strict=False)
+        if plane is not None
+    ]
+    row = read_row(streams, word[0].tolist(), 40, 32, name, -10)
+    assert row == codec.decode(stored, shape)[0].tolist()
+
+
+@pytest.mark.parametrize(("name", "word"), [("phi", 0x03F8), ("phi", 0xFC00), ("golden", 0x3C01)])
+def test_the_reader_refuses_what_is_no_scale_word(
+    read_row: Callable[..., list[float]], name: str, word: int
+) -> None:
+    with pytest.raises(ValueError, match="is not a scale word"):
+        read_row([(bytes(16), 4)], [word], 32, 32, name, 0)
