@@ -98,14 +98,14 @@ def python_reference() -> str:
             # Indented blocks are code, and short ones headings.
             if paragraph[:1].isalpha() and len(paragraph) > 100:
                 prose.append(re.sub(r"\s+", " ", paragraph.replace("*", "")).strip())
-    return "\n\n".join(prose)
+    return "\n\n".join(dict.fromkeys(prose))  # topics share whole sections
 
 
 @functools.cache
 def sentences(count: int = 500) -> list[str]:
     """`count` sentences of 40 to 300 characters, spread evenly over `public_text()`."""
     parts = re.split(r"(?<=[.!?])\s+", public_text().body)
-    usable = [part for part in parts if 40 <= len(part) <= 300]
+    usable = list(dict.fromkeys(part for part in parts if 40 <= len(part) <= 300))
     return [usable[i * len(usable) // count] for i in range(min(count, len(usable)))]
 
 
