@@ -2,12 +2,14 @@
 // many rows are multiplied by torch with blocks of decoded weights.
 #pragma once
 
+#include <memory>
+
 #include "cpu_tasks.h"
 
 namespace phiquant::cpu {
 
 inline constexpr int64_t kFusedRows = 16;                 // of x; above, torch multiplies
-inline constexpr int64_t kBlockBytes = int64_t{8} << 20;  // of decoded weights at a time
+inline constexpr int64_t kBlockBytes = int64_t{2} << 20;  // of decoded weights at a time
 
 struct LinearArguments {
   Layout layout;
@@ -68,8 +70,8 @@ inline Tensor fused_linear(const LinearArguments& given) {
   return out;
 }
 
-// Decodes `rows` rows from `first` on, in the dtype of x.
-inline Tensor decoded_block(const LinearArguments& given, int64_t first, int64_t rows) {
+// The planes from row `first` on.
+inline Planes planes_from(const LinearArguments& given, int64_t first) {
   const Layout& layout = given.layout;
   Planes planes = pointers(given.planes);
   planes.index += first * row_bytes(layout, layout.index_bits);
@@ -78,25 +80,54 @@ inline Tensor decoded_block(const LinearArguments& given, int64_t first, int64_t
     planes.deviation_low += first * row_bytes(layout, low_bits(layout));
   }
   planes.scale += first * groups_of(layout);
-  return decode_to(layout, planes, nullptr, {rows}, given.x.scalar_type());
+  return planes;
+}
+
+// Where this thread decodes blocks. It is kept: fresh pages would cost as much as decoding.
+inline void* scratch(int64_t bytes) {
+  static thread_local std::unique_ptr<uint8_t[]> memory;
+  static thread_local int64_t size = 0;
+  constexpr int64_t kAlignment = 64;
+  if (size < bytes + kAlignment) {
+    size = bytes + kAlignment;
+    memory.reset(new uint8_t[static_cast<size_t>(size)]);
+  }
+  const uintptr_t address = reinterpret_cast<uintptr_t>(memory.get());
+  return reinterpret_cast<void*>((address + kAlignment - 1) & ~uintptr_t{kAlignment - 1});
 }
 
 inline Tensor blocked_linear(const LinearArguments& given) {
-  const int64_t row_size = given.layout.columns * 4;
-  const int64_t most = std::max<int64_t>(kBlockBytes / row_size, 64);
-  if (most >= given.out_features) {
-    return aten_linear(given.x, decoded_block(given, 0, given.out_features), given.bias);
-  }
-  Tensor out = new_tensor({given.m, given.out_features}, given.x.scalar_type());
+  const ScalarType dtype = given.x.scalar_type();
+  const Dtype kind = dtype_of("x", dtype);
+  const int64_t columns = given.layout.columns, width = kind == Dtype::kFloat32 ? 4 : 2;
+  const int64_t most =
+      std::min(std::max<int64_t>(kBlockBytes / (columns * width), 64), given.out_features);
+  void* memory = scratch(most * columns * width);
+  Tensor out = new_tensor({given.m, given.out_features}, dtype);
+  const torch::stable::Device device(torch::headeronly::DeviceType::CPU);
   OptionalTensor bias = given.bias;
   for (int64_t first = 0; first < given.out_features; first += most) {
     const int64_t rows = std::min(most, given.out_features - first);
+    decode_rows({given.layout, planes_from(given, first), nullptr, golden_table(given.layout), kind,
+                 memory},
+                rows);
+    const Tensor weight =
+        torch::stable::from_blob(memory, Shape{rows, columns}, Shape{columns, 1}, device, dtype);
     OptionalTensor part;
     if (bias.has_value()) part = torch::stable::narrow(*bias, 0, first, rows);
+    const Tensor product = aten_linear(given.x, weight, part);
+    if (rows == given.out_features) return product;
     Tensor to = torch::stable::narrow(out, 1, first, rows);
-    torch::stable::copy_(to, aten_linear(given.x, decoded_block(given, first, rows), part));
+    torch::stable::copy_(to, product);
   }
   return out;
+}
+
+// fp64 has no kernel of its own: fp32 holds every decoded weight.
+inline Tensor double_linear(const LinearArguments& given) {
+  const Tensor weight = decode_to(given.layout, pointers(given.planes), nullptr,
+                                  {given.out_features}, ScalarType::Double);
+  return aten_linear(given.x, weight, given.bias);
 }
 
 inline Tensor linear(Tensor x, Tensor index, OptionalTensor deviation, OptionalTensor deviation_low,
@@ -120,9 +151,10 @@ inline Tensor linear(Tensor x, Tensor index, OptionalTensor deviation, OptionalT
   if (m == 0 || out_features == 0) return new_tensor(with_last(leading, out_features), dtype);
   const Tensor flat = torch::stable::reshape(torch::stable::contiguous(x), {m, columns});
   const LinearArguments given{layout, std::move(planes), flat, bias, m, out_features};
-  const bool few = m <= kFusedRows && dtype != ScalarType::Double;
-  return torch::stable::reshape(few ? fused_linear(given) : blocked_linear(given),
-                                with_last(leading, out_features));
+  const Tensor result = dtype == ScalarType::Double ? double_linear(given)
+                        : m <= kFusedRows           ? fused_linear(given)
+                                                    : blocked_linear(given);
+  return torch::stable::reshape(result, with_last(leading, out_features));
 }
 
 }  // namespace phiquant::cpu

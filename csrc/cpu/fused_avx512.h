@@ -22,10 +22,10 @@ struct Slopes {
   alignas(64) float line[kStretch];
   alignas(64) float cubic[kStretch];
 
-  PHIQUANT_MEMBER Slopes(const Curve& curve, const Scales& scales) {
+  PHIQUANT_MEMBER Slopes(const Curve& curve, const Scales& scales, int64_t count) {
     const __m512 lines = _mm512_castps256_ps512(_mm256_load_ps(curve.line));
     const __m512 cubics = _mm512_castps256_ps512(_mm256_load_ps(curve.cubic));
-    for (int i = 0; i < kStretch; i += kLanes) {
+    for (int i = 0; i < count; i += kLanes) {
       const __m512i bend = _mm512_load_si512(scales.bend + i);
       const vf scale = load<vf>(scales.scale + i);
       store(line + i, (vf)_mm512_permutexvar_ps(bend, lines) * 0x1p-4f * scale);
@@ -78,71 +78,95 @@ PHIQUANT_INLINE void add_positions(const uint8_t* index, const uint8_t* deviatio
   }
 }
 
-// One row of the weight against m rows of x from `first` on.
+// Rows of the weight that share a block of x while it is in the L1 cache.
+inline constexpr int kTile = 16;
+inline constexpr int kBlockFloats = 6144;  // of x
+
+// Groups from `start` on of one row, against m rows of x.
 template <int deviation_bits, int group_size, int m>
-static bool fast_row(const FusedTask& task, const FusedTables& tables, int64_t first,
-                     int64_t row) {
-  const int64_t groups = groups_of(task.layout), before = row * groups, padded = tables.padded;
-  const float* x = task.x + first * padded;
+PHIQUANT_INLINE bool add_stretch(const FusedTask& task, const FusedTables& tables, int64_t row,
+                                 int64_t start, int64_t count, const float* x, Sums<m>* total) {
+  const int64_t before = row * groups_of(task.layout) + start;
   const uint8_t* index = task.planes.index + before * (group_size / 2);
   const uint8_t* deviation =
       deviation_bits == 0 ? index : task.planes.deviation + before * (group_size / 2);
-  Sums<m> sums;
   Scales scales;
+  const bool good = read_words(task.layout, task.planes.scale + before, count, &scales);
+  const Slopes slopes(tables.curve, scales, deviation_bits == 0 ? 0 : count);
+  Sums<m> sums = *total;
+  for (int64_t i = 0; i < count; i++) {
+    if (deviation_bits == 0) {
+      const vf levels = load<vf>(tables.levels.level[scales.bend[i]]) * scales.scale[i];
+      add_indices<group_size, m>(index, levels, x, tables.padded, &sums);
+    } else {
+      add_positions<group_size, m>(index, deviation, splat(slopes.line[i]),
+                                   splat(slopes.cubic[i]), x, tables.padded, &sums);
+    }
+    index += group_size / 2;
+    deviation += group_size / 2;
+    x += group_size;
+  }
+  *total = sums;
+  return good;
+}
+
+// Up to kTile rows of the weight from `row` on, against m rows of x from `first` on.
+template <int deviation_bits, int group_size, int m>
+static bool fast_tile(const FusedTask& task, const FusedTables& tables, int64_t first, int64_t row,
+                      int64_t rows) {
+  constexpr int64_t kMost = kBlockFloats / (group_size * m);
+  constexpr int64_t kGroups = kMost < kStretch ? kMost : kStretch;
+  const int64_t groups = groups_of(task.layout);
+  Sums<m> sums[kTile];
   bool good = true;
-  for (int64_t start = 0; start < groups; start += kStretch) {
-    const int64_t count = groups - start < kStretch ? groups - start : kStretch;
-    good &= read_words(task.layout, task.planes.scale + before + start, count, &scales);
-    const Slopes slopes(tables.curve, scales);
-    for (int64_t i = 0; i < count; i++) {
-      if (deviation_bits == 0) {
-        const vf levels = load<vf>(tables.levels.level[scales.bend[i]]) * scales.scale[i];
-        add_indices<group_size, m>(index, levels, x, padded, &sums);
-      } else {
-        add_positions<group_size, m>(index, deviation, splat(slopes.line[i]),
-                                     splat(slopes.cubic[i]), x, padded, &sums);
-      }
-      index += group_size / 2;
-      deviation += group_size / 2;
-      x += group_size;
+  for (int64_t start = 0; start < groups; start += kGroups) {
+    const int64_t count = groups - start < kGroups ? groups - start : kGroups;
+    const float* x = task.x + first * tables.padded + start * group_size;
+    for (int64_t i = 0; i < rows; i++) {
+      good &= add_stretch<deviation_bits, group_size, m>(task, tables, row + i, start, count, x,
+                                                         &sums[i]);
     }
   }
-  for (int i = 0; i < m; i++) {
-    vf sum{};
-    for (const vf& chain : sums.sum[i]) sum += chain;
-    store_sum(task, first + i, row, total(sum));
+  for (int64_t i = 0; i < rows; i++) {
+    for (int j = 0; j < m; j++) {
+      vf sum{};
+      for (const vf& chain : sums[i].sum[j]) sum += chain;
+      store_sum(task, first + j, row + i, total(sum));
+    }
   }
   return good;
 }
 
 template <int deviation_bits, int group_size>
-static bool fast_rows(const FusedTask& task, const FusedTables& tables, int64_t row) {
+static bool fast_rows(const FusedTask& task, const FusedTables& tables, int64_t row,
+                      int64_t rows) {
   bool good = true;
   int64_t first = 0;
   for (; task.m - first >= 8; first += 8) {
-    good &= fast_row<deviation_bits, group_size, 8>(task, tables, first, row);
+    good &= fast_tile<deviation_bits, group_size, 8>(task, tables, first, row, rows);
   }
   if (task.m - first >= 4) {
-    good &= fast_row<deviation_bits, group_size, 4>(task, tables, first, row);
+    good &= fast_tile<deviation_bits, group_size, 4>(task, tables, first, row, rows);
     first += 4;
   }
   if (task.m - first >= 2) {
-    good &= fast_row<deviation_bits, group_size, 2>(task, tables, first, row);
+    good &= fast_tile<deviation_bits, group_size, 2>(task, tables, first, row, rows);
     first += 2;
   }
   if (task.m == first) return good;
-  return good & fast_row<deviation_bits, group_size, 1>(task, tables, first, row);
+  return good & fast_tile<deviation_bits, group_size, 1>(task, tables, first, row, rows);
 }
 
 template <int deviation_bits>
-static bool fast_rows(const FusedTask& task, const FusedTables& tables, int64_t row) {
+static bool fast_rows(const FusedTask& task, const FusedTables& tables, int64_t row,
+                      int64_t rows) {
   switch (task.layout.group_size) {
     case 32:
-      return fast_rows<deviation_bits, 32>(task, tables, row);
+      return fast_rows<deviation_bits, 32>(task, tables, row, rows);
     case 64:
-      return fast_rows<deviation_bits, 64>(task, tables, row);
+      return fast_rows<deviation_bits, 64>(task, tables, row, rows);
     default:
-      return fast_rows<deviation_bits, 128>(task, tables, row);
+      return fast_rows<deviation_bits, 128>(task, tables, row, rows);
   }
 }
 
@@ -152,9 +176,10 @@ static Status fast_fused(const FusedTask& task, int64_t begin, int64_t end) {
   const FusedTables tables{curve, IndexLevels(curve),
                            groups_of(task.layout) * task.layout.group_size};
   bool good = true;
-  for (int64_t row = begin; row < end; row++) {
-    good &= task.layout.deviation_bits == 0 ? fast_rows<0>(task, tables, row)
-                                            : fast_rows<4>(task, tables, row);
+  for (int64_t row = begin; row < end; row += kTile) {
+    const int64_t rows = end - row < kTile ? end - row : kTile;
+    good &= task.layout.deviation_bits == 0 ? fast_rows<0>(task, tables, row, rows)
+                                            : fast_rows<4>(task, tables, row, rows);
   }
   return good ? Status::kOk : Status::kBadWord;
 }

@@ -40,12 +40,13 @@ PHIQUANT_INLINE float power_of_two(int exponent) {
 PHIQUANT_INLINE bool read_words(const Layout& layout, const int16_t* words, int64_t count,
                                 Scales* out) {
   alignas(64) uint16_t padded[kStretch];
-  for (int i = 0; i < kStretch; i++) padded[i] = 0x3C00;  // 1.0, bend 0
+  const vh one = vh{} + 0x3C00;  // 1.0, bend 0
+  for (int i = 0; i < count; i += kLanes) store(padded + i, one);
   std::memcpy(padded, words, static_cast<size_t>(count) * sizeof *words);
   const vf unit = splat(power_of_two(layout.exponent));
   const int32_t bends = bend_count(layout);
   vi bad{};
-  for (int i = 0; i < kStretch; i += kLanes) {
+  for (int i = 0; i < count; i += kLanes) {
     const vi bits = widen(padded + i);
     const vi bend = bits & static_cast<int32_t>(kBendMask), exponent = bits & 0x7C00;
     bad |= (exponent == 0) | (exponent == 0x7C00) | (bend >= bends);
