@@ -143,8 +143,7 @@ def _(func: Callable[..., None], types: Any, args: Any, kwargs: Any) -> None:
 
 @PhiTensor.implements_torch_function(Tensor.data.__set__)  # type: ignore[attr-defined]
 def _(func: Callable[..., None], types: Any, args: Any, kwargs: Any) -> NoReturn:
-    tensor = next(value for value in args if isinstance(value, PhiTensor))
     raise RuntimeError(
-        f"{tensor.describe()}: .data cannot be assigned to or from a compressed weight; assign a "
-        "new parameter to the module (module.weight = nn.Parameter(value, requires_grad=False))"
+        f"{args[0].describe()}: .data of a compressed weight cannot be assigned; assign a new "
+        "parameter to the module (module.weight = nn.Parameter(value, requires_grad=False))"
     )

@@ -25,9 +25,9 @@ def _(func: Callable[..., Tensor], types: Any, args: Any, kwargs: Any) -> Tensor
     order = list(range(self.dim()))
     swapped = [*order[:-2], *order[:-3:-1]]
     if func is aten.permute.default:
-        wanted = [d % self.dim() for d in args[1]]
+        wanted = [_dim(self, d) for d in args[1]]
     else:
-        a, b = (d % self.dim() for d in args[1:]) if len(args) > 1 else (0, self.dim() - 1)
+        a, b = (_dim(self, d) for d in args[1:]) if len(args) > 1 else (0, self.dim() - 1)
         wanted = list(order)
         wanted[a], wanted[b] = b, a
     if wanted not in (order, swapped):
@@ -42,7 +42,9 @@ def _(func: Callable[..., Tensor], types: Any, args: Any, kwargs: Any) -> Tensor
     if shape == list(self.shape):
         return return_and_correct_aliasing(func, args, kwargs, self._with())
     if self.transposed or len(shape) < 2 or shape[-1] != self.columns:
-        return decode_and_run(func, args, kwargs)
+        # reshape() hands over a clone, which it takes to be contiguous: a transpose is not
+        contiguous = func is aten._unsafe_view.default
+        return decode_and_run(torch.reshape if contiguous else func, args, kwargs)
     regrouped = self._apply_fn_to_data(lambda plane: plane.view(*shape[:-1], plane.shape[-1]))
     return return_and_correct_aliasing(func, args, kwargs, regrouped)
 
@@ -70,7 +72,9 @@ def _(func: Callable[..., Any], types: Any, args: Any, kwargs: Any) -> Any:
     stored = _stored_dim(self, dim)
     extent = _extent(self, stored)
     if isinstance(sizes, int):
-        sizes = [min(sizes, extent - start) for start in range(0, extent, sizes)]
+        if sizes < 1:
+            return decode_and_run(func, args, kwargs)
+        sizes = [min(sizes, extent - start) for start in range(0, max(extent, 1), sizes)]
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     cuts = [_cut(self, stored, a, a + n, 1) for a, n in zip(starts, sizes, strict=True)]
     if sum(sizes) != extent or any(cut is None for cut in cuts):
@@ -89,9 +93,18 @@ def _(func: Callable[..., Tensor], types: Any, args: Any, kwargs: Any) -> Tensor
     return return_and_correct_aliasing(func, args, kwargs, picked)
 
 
+def _dim(self: PhiTensor, dim: int) -> int:
+    dims = self.scale_plane.dim()
+    if not -dims <= dim < dims:
+        raise IndexError(
+            f"Dimension out of range (expected to be in range of [{-dims}, {dims - 1}], got {dim})"
+        )
+    return dim % dims
+
+
 def _stored_dim(self: PhiTensor, dim: int) -> int:
     """The dimension of the planes that ``dim`` of a possibly transposed tensor stands for."""
-    dim, last = dim % self.scale_plane.dim(), self.scale_plane.dim() - 1
+    dim, last = _dim(self, dim), self.scale_plane.dim() - 1
     return {last: last - 1, last - 1: last}.get(dim, dim) if self.transposed else dim
 
 

@@ -1,0 +1,79 @@
+"""Report: numbers that equal what the tensors measure, and text that reads in any log."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torchao.utils import get_model_size_in_bytes
+
+import phiquant
+from phiquant import PhiConfig, PhiTensor, Report
+from tests.support import TiedModel, relative
+
+
+def test_numbers_are_those_of_the_tensors() -> None:
+    model = TiedModel()
+    original = {name: p.detach().clone() for name, p in model.named_parameters()}
+    report = phiquant.quantize_(model, PhiConfig(deviation_bits=2))
+    assert [entry.names[0] for entry in report.compressed] == [
+        "embed.weight",
+        "layers.0.weight",
+        "layers.1.weight",
+    ]
+    for entry in report.compressed:
+        tensor = model.get_parameter(entry.names[0])
+        assert isinstance(tensor, PhiTensor)
+        planes = [plane for plane in tensor.planes if plane is not None]
+        assert entry.stored_bytes == sum(p.numel() * p.element_size() for p in planes)
+        assert entry.bits_per_weight == tensor.bits_per_weight
+        assert entry.original_bytes == original[entry.names[0]].nbytes
+        measured = relative(tensor.dequantize(), original[entry.names[0]])
+        assert abs(entry.relative_error - measured) < 1e-5 * measured
+    assert report.original_bytes == sum(p.nbytes for p in original.values())
+    twice = model.head.weight.stored_bytes  # torchao counts a shared weight in every place
+    assert report.stored_bytes == get_model_size_in_bytes(model) - twice
+    biases = [entry.names for entry in report.skipped]
+    assert biases == [("layers.0.bias",), ("layers.1.bias",)]
+
+
+def test_the_error_of_a_large_weight_is_measured_in_parts() -> None:
+    weight = torch.randn(3 << 11, 1 << 10)
+    tensor = PhiTensor.from_hp(weight)
+    measured = relative(tensor.dequantize(), weight)
+    assert abs(phiquant.quantize.relative_error(weight, tensor) - measured) < 1e-4 * measured
+
+
+def test_zero_weights_have_no_error() -> None:
+    model = nn.Linear(64, 8, bias=False)
+    nn.init.zeros_(model.weight)
+    assert phiquant.quantize_(model).compressed[0].relative_error == 0
+    assert torch.equal(model.weight.dequantize(), torch.zeros(8, 64)) or (
+        model.weight.dequantize().abs().max() < 1e-6
+    )
+
+
+def test_the_text_is_plain_and_complete() -> None:
+    model = nn.Sequential(TiedModel(), nn.Conv1d(8, 8, 3), nn.LayerNorm(8))
+    text = str(phiquant.quantize_(model))
+    assert text.isascii()
+    assert "\r" not in text
+    assert "\x1b" not in text
+    lines = text.split("\n")
+    assert lines[0].startswith("3 parameters compressed to 8.25 bits a weight, 6 left alone: ")
+    assert "  0.embed.weight = 0.head.weight  100x128  8.25 bits  error 5." in text
+    assert "  1.weight  8x8x3  left alone: Conv1d is not supported yet" in lines
+    assert lines[-1] == "  5 vectors and scalars left alone, 1.1 kB together"
+    assert max(map(len, lines)) < 160
+
+
+def test_sizes_have_fitting_units() -> None:
+    large = phiquant.preview(nn.Linear(4096, 4096, device="meta"))
+    assert "67.1 MB -> 17.3 MB" in large.summary
+    assert "0.0 kB -> 0.0 kB" in Report().summary
+    assert Report().bits_per_weight == 0
+
+
+def test_a_preview_has_no_errors_in_it() -> None:
+    entry = phiquant.preview(nn.Linear(128, 64)).compressed[0]
+    assert entry.relative_error is None
+    assert "error" not in str(phiquant.preview(nn.Linear(128, 64)))
