@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -129,7 +130,12 @@ def why_not_smaller(shape: tuple[int, ...], dtype: torch.dtype, config: PhiConfi
 
 
 def _output_heads(model: nn.Module) -> set[nn.Module]:
-    """A transformers model names its head; it deserves as many bits as the embedding."""
-    find = getattr(model, "get_output_embeddings", None)
-    head = find() if callable(find) else None
-    return {head} if isinstance(head, nn.Module) else set()
+    """transformers models name their head; it deserves as many bits as the embedding."""
+    heads = set()
+    for module in model.modules():
+        find = getattr(module, "get_output_embeddings", None)
+        with suppress(NotImplementedError):
+            head = find() if callable(find) else None
+            if isinstance(head, nn.Module):
+                heads.add(head)
+    return heads
