@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers.core_model_loading import ConversionOps
 
 from phiquant.integrations.hf_config import PhiQuantConfig
+from phiquant.memory import FreedMemory
 from phiquant.plan import Slot, plan
 from phiquant.quantize import compress_parameter, quantize_, relative_error
 from phiquant.report import Compressed, Report, Skipped
@@ -40,6 +41,7 @@ class Loading:
         self.left_out: dict[str, str] = {}
         self.errors: dict[str, float | None] = {}
         self.refused: list[str] = []
+        self.freed = FreedMemory()
         with _tied(model):
             slots = plan(model, config.phi_config, self._is_wanted)
         self.slots = {name: slot for slot in slots for name in slot.names}
@@ -77,6 +79,7 @@ class Loading:
             return weight
         parameter = compress_parameter(weight, slot.config, name)
         self.errors[name] = relative_error(weight, cast(PhiTensor, parameter.data))
+        self.freed.add(weight.nbytes)
         return parameter
 
     def finish(self, model: nn.Module) -> Report:
@@ -97,6 +100,7 @@ class Loading:
             rest = quantize_(model, self.config.phi_config, self._is_wanted, progress=False)
             self.errors |= {entry.names[0]: entry.relative_error for entry in rest.compressed}
             slots = plan(model, self.config.phi_config, self._is_wanted)
+        self.freed.give_back()
         report = self._report(slots)
         _log(report, set(self.left_out.values()))
         return report
