@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from phiquant import aten as aten  # registers PhiTensor's operations
 from phiquant.config import PhiConfig
 from phiquant.integrations import autoload as _autoload
+from phiquant.precision import at_precision, view
 from phiquant.quantize import preview, quantize_
 from phiquant.report import Report
 from phiquant.tensor import PhiTensor
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from phiquant.integrations.transformers import PhiQuantConfig as PhiQuantConfig
 
 __version__ = "0.1.0"
-__all__ = ["PhiConfig", "PhiTensor", "Report", "preview", "quantize_"]
+__all__ = ["PhiConfig", "PhiTensor", "Report", "at_precision", "preview", "quantize_", "view"]
 
 _autoload.arm()  # transformers' from_pretrained knows the method "phiquant" from here on
 

@@ -1,0 +1,94 @@
+"""Tiers of one compressed model: reading fewer planes, in place for a while or as a second model."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from phiquant.codec.layout import check_choice
+from phiquant.tensor import PhiTensor
+
+TIERS = ("index", "deviation")
+
+
+@contextmanager
+def at_precision(model: nn.Module, tier: str, pattern: str | None = None) -> Iterator[nn.Module]:
+    """Run ``model`` less deep inside a ``with`` block; nothing is copied.
+
+    Embeddings and output heads follow like all others: leave them out with ``pattern``.
+
+    Args:
+        model: a compressed module; plain parameters stay as they are.
+        tier: "index" reads the index plane alone, "deviation" all lossy planes.
+        pattern: a regular expression; only parameters whose full name it matches from the start
+            change.
+
+    Raises:
+        ValueError: the tier is unknown, or no compressed parameter matches.
+
+    >>> from phiquant import quantize_
+    >>> model = nn.Linear(128, 64)
+    >>> _ = quantize_(model)
+    >>> with at_precision(model, "index"):
+    ...     model.weight.bits_per_weight
+    4.25
+    >>> model.weight.bits_per_weight
+    8.25
+    """
+    places = _places(model, tier, pattern)
+    shallow = {id(parameter): at_tier(parameter, tier) for _, _, parameter in places}
+    try:
+        for module, leaf, parameter in places:
+            setattr(module, leaf, shallow[id(parameter)])
+        yield model
+    finally:
+        for module, leaf, parameter in places:
+            setattr(module, leaf, parameter)
+
+
+def view(model: nn.Module, tier: str, pattern: str | None = None) -> nn.Module:
+    """A second model on the same planes, buffers and plain parameters, read less deep.
+
+    It costs no weight memory, is compiled once on its own, and follows the model's values but not
+    a later replacement of its parameters. Arguments and errors as of :func:`at_precision`.
+
+    >>> from phiquant import quantize_
+    >>> model = nn.Linear(128, 64)
+    >>> _ = quantize_(model)
+    >>> draft = view(model, "index")
+    >>> draft.weight.index_plane.data_ptr() == model.weight.index_plane.data_ptr()
+    True
+    """
+    shallow = {id(p): at_tier(p, tier) for _, _, p in _places(model, tier, pattern)}
+    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared | shallow)
+
+
+def at_tier(parameter: PhiTensor, tier: str) -> nn.Parameter:
+    """A parameter on the same planes that is read at ``tier``."""
+    bits = 0 if tier == "index" else parameter.deviation_bits
+    shallow = nn.Parameter(parameter.at(bits), requires_grad=False)
+    shallow.fqn = parameter.fqn  # type: ignore[attr-defined]
+    return shallow
+
+
+def _places(
+    model: nn.Module, tier: str, pattern: str | None
+) -> list[tuple[nn.Module, str, PhiTensor]]:
+    """Where compressed parameters are that match, each owner of a shared one on its own."""
+    check_choice("tier", tier, TIERS)
+    matches = re.compile(pattern or "").match
+    places = [
+        (module, leaf, parameter)
+        for prefix, module in model.named_modules()
+        for leaf, parameter in module.named_parameters(recurse=False)
+        if isinstance(parameter, PhiTensor) and matches(f"{prefix}.{leaf}" if prefix else leaf)
+    ]
+    if not places:
+        which = f"matches {pattern!r}" if pattern else "is compressed"
+        raise ValueError(f"model: no parameter {which}; compress it with phiquant.quantize_ first")
+    return places
