@@ -89,9 +89,9 @@ def preview(
 
 def _compress(slot: Slot) -> float | None:
     """Replace a parameter in all its places; returns the relative error."""
-    parameter, slot.parameter = slot.parameter, None
-    if slot.config is None or parameter is None:
+    if slot.config is None or slot.parameter is None:
         return None
+    parameter, slot.parameter = slot.parameter, None  # this was the last name of the original
     compressed = compress_parameter(parameter, slot.config, slot.names[0])
     for module, leaf in slot.owners:
         setattr(module, leaf, compressed)
