@@ -330,7 +330,7 @@ class TestExtremes:
         st.sampled_from(DEVIATION_BITS),
         st.sampled_from(GRIDS),
     )
-    @settings(deadline=None)
+    @settings(max_examples=40, deadline=None)
     def test_any_finite_group_encodes_to_valid_planes(
         self, values: list[float], index_bits: int, deviation_bits: int, grid: str
     ) -> None:
