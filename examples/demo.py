@@ -64,12 +64,11 @@ def main() -> None:
         report = phiquant.quantize_(model, phiquant.PhiConfig(deviation_bits=deviation_bits))
         print(str(report).partition("\n")[0], flush=True)
         samples[name] = _run(model, tokenizer, ids, options.new_tokens)
-        rows.append(
-            _row(name, report.bits_per_weight, report.stored_bytes, samples[name], before)
-        )
-    lattice = "" if options.model else " (its weights sit on a 4-bit lattice: see MiniLM for quality)"
-    print(f"\n{folder}{lattice}; perplexity on {text.name}, {options.tokens} tokens\n")
+        rows.append(_row(name, report.bits_per_weight, report.stored_bytes, samples[name], before))
+    print(f"\n{folder}; perplexity on {text.name}, {options.tokens} tokens\n")
     print(tabulate(rows, headers="keys", floatfmt="g"))
+    if not options.model:
+        print("SmolLM2's weights sit on a 4-bit lattice: its KL flatters, see MiniLM below")
     _print_texts(tokenizer, samples)
     quality = _minilm_rows()
     print("\nall-MiniLM-L6-v2, natural fp32 weights\n")
@@ -158,7 +157,8 @@ def _row(name: str, bits: float, size: int, now: Outcome, before: Outcome) -> di
 
 def _common(a: list[int], b: list[int]) -> int:
     """Tokens until the first difference: after it the texts go separate ways."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    differ = (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
+    return next(differ, min(len(a), len(b)))
 
 
 def _print_texts(tokenizer: Any, samples: dict[str, Outcome]) -> None:

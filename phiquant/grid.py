@@ -67,7 +67,7 @@ LADDER = tuple(
     0x1.ace900p+17 0x1.10ca84p+18 0x1.5afee0p+18 0x1.b9629ep+18 0x1.18b9b0p+19 0x1.651692p+19
     0x1.c63920p+19 0x1.20e3f0p+20 0x1.6f7968p+20 0x1.d36f38p+20 0x1.294afcp+21 0x1.7a2994p+21
     0x1.e107b0p+21
-    """.split()
+    """.split()  # noqa: SIM905
 )
 
 

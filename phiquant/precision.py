@@ -1,4 +1,4 @@
-"""Tiers of one compressed model: reading fewer planes, in place for a while or as a second model."""
+"""Tiers of a compressed model: read fewer planes, in place for a while or as a second model."""
 
 from __future__ import annotations
 

@@ -92,7 +92,8 @@ def test_a_plain_model_is_an_error() -> None:
 
 
 def test_a_pattern_that_matches_nothing_is_an_error(model: nn.Module) -> None:
-    with pytest.raises(ValueError, match="no parameter matches 'outer'"), at_precision(
-        model, "index", "outer"
+    with (
+        pytest.raises(ValueError, match="no parameter matches 'outer'"),
+        at_precision(model, "index", "outer"),
     ):
         pass

@@ -9,7 +9,7 @@ from phiquant.codec import cells
 from phiquant.codec.denormals import denormals_kept
 from phiquant.codec.layout import Layout, Planes, check_choice
 from phiquant.codec.packing import pack
-from phiquant.codec.scales import power_of_two, read_words, smallest_words
+from phiquant.codec.scales import power_of_two, read_words, smallest_scale, smallest_words
 
 FITS = ("joint", "index", "deviation")
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -63,7 +63,7 @@ def choose_words(groups: Tensor, layout: Layout, fit: str, importance: Tensor | 
     """
     above = groups.amax(-1).clamp(min=0)
     below = (-groups).amax(-1).clamp(min=0)
-    unit = _normaliser(torch.maximum(above, below))
+    unit = _normaliser(torch.maximum(above, below).clamp(min=smallest_scale(layout)))
     best = torch.full_like(above, torch.inf, dtype=torch.float64)
     words = torch.zeros_like(above, dtype=torch.int32)
     for bend in range(layout.curve.bends):
@@ -102,7 +102,7 @@ def _score(
 
 
 def _normaliser(absmax: Tensor) -> Tensor:
-    """Powers of two ``[n, 1]`` that bring groups near 1, so that squares do not underflow."""
+    """Powers of two ``[n, 1]`` that bring groups near 1, so that squares stay in range."""
     exponent = torch.frexp(absmax).exponent.clamp(-126, 126)
     powers = torch.tensor([power_of_two(-e) for e in range(-126, 127)], device=absmax.device)
     return powers[exponent.long() + 126].unsqueeze(-1)

@@ -24,7 +24,7 @@ class Planes(NamedTuple):
     scale: int16 ``[..., groups]``, the bits of the scale words.
     """
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which planes do not need
     deviation: Tensor | None
     deviation_low: Tensor | None
     scale: Tensor

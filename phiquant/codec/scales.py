@@ -37,6 +37,11 @@ def power_of_two(exponent: int) -> float:
     return math.ldexp(1.0, exponent)
 
 
+def smallest_scale(layout: Layout) -> float:
+    """The smallest scale a word can say."""
+    return SMALLEST * power_of_two(layout.exponent)
+
+
 def read_words(words: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
     """Scale words to (fp32 signed scales, int64 bend numbers), both of the words' shape.
 

@@ -342,3 +342,13 @@ class TestExtremes:
         assert decoded.isfinite().all()
         error = (decoded.double() - weight.double()).abs().max()
         assert error <= 0.8 * weight.abs().max() + 1e-8
+
+
+def test_groups_far_below_the_smallest_scale_get_a_valid_word() -> None:
+    """A tensor may hold fp32's largest number and, elsewhere, denormals alone."""
+    weight = torch.zeros(2, 64)
+    weight[0, 0], weight[1] = torch.finfo(torch.float32).max, 2.0**-140
+    layout = Layout(64, exponent=codec.exponent_for(weight.max().item()))
+    planes = codec.encode(weight, layout)
+    scale, _ = codec.read_words(planes.scale, layout)
+    assert scale[1].abs().item() == 2.0 ** (layout.exponent - 14)
