@@ -40,6 +40,15 @@ PROMPTS = (
     "What is a prime number?",
     "How can I sleep better at night?",
 )
+# Grid, index bits, deviation bits, and the depths at which a model of these is read.
+_TIERS: tuple[tuple[str, int, int, tuple[int, ...]], ...] = (
+    ("phi", 4, 4, (0, 4)),
+    ("phi", 4, 2, (2,)),
+    ("phi", 4, 8, (8,)),
+    ("phi", 5, 8, (0, 4, 8)),
+    ("golden", 4, 4, (0, 4)),
+    ("golden", 5, 8, (0, 4, 8)),
+)
 _BAR = label("phi 5+8", 8), 19
 
 
@@ -48,16 +57,14 @@ def _methods() -> Iterator[tuple[Method, Method]]:
     eight = peer("int8 g64")
     yield peer("NF4 absmax g64"), eight
     yield eight, eight
-    for grid in ("phi", "golden"):
-        for index, deviation in ((4, 4), (4, 2), (4, 8), (5, 8)):
-            depths = (0, 4, 8) if deviation == 8 else (0, deviation)
-            config: dict[str, Any] = {"index_bits": index, "grid": grid}
-            name = f"{grid} {index}+{deviation}"
-            wide = max(4, deviation)
-            yield (
-                phi(name, depths, deviation_bits=deviation, **config),
-                phi(name, (wide,), deviation_bits=wide, **config),
-            )
+    for grid, index, deviation, depths in _TIERS:
+        config: dict[str, Any] = {"index_bits": index, "grid": grid}
+        name = f"{grid} {index}+{deviation}"
+        wide = max(4, deviation)
+        yield (
+            phi(name, depths, deviation_bits=deviation, **config),
+            phi(name, (wide,), deviation_bits=wide, **config),
+        )
 
 
 @torch.inference_mode()

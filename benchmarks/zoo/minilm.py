@@ -77,16 +77,17 @@ def _reference(count: int) -> Tensor:
 
 
 def evaluate(model: nn.Module, count: int = 250) -> dict[str, float]:
-    """Cosine to the original's embeddings, and finding a headword by its definition.
+    """Cosine to the original's embeddings, 1 - cosine, and finding a headword by its definition.
 
     The words that `count` definitions of the Jargon File define are searched for among 2 x `count`
     headwords (top-1 and mean reciprocal rank). Where that text is absent, sentences of
-    `texts.public_text()` are embedded and only the cosines are reported.
+    `texts.public_text()` are embedded and only the cosine is reported.
     """
     definitions, headwords = _probes(count)
     embedded = embed(model, definitions)
-    cosine = (embedded * _reference(count)).sum(-1).double()
-    metrics = {"cosine": cosine.mean().item(), "cosine_min": cosine.min().item()}
+    # Of unit vectors 1 - cosine is half the squared distance, which does not cancel when it is small.
+    apart = (embedded.double() - _reference(count)).square().sum(-1).mean().item() / 2
+    metrics = {"cosine": 1 - apart, "cosine_distance": apart}
     if headwords:
         scores = embedded @ embed(model, headwords).T
         rank = (scores >= scores.diagonal()[:, None]).sum(-1).double()
