@@ -94,7 +94,7 @@ PHIQUANT_INLINE void round_weights(Dtype dtype, const float* from, int count, vo
   for (int at = 0; at < count; at += kLanes) {
     const vf value = load<vf>(from + at);
     if (dtype == Dtype::kFloat32) {
-      store(static_cast<float*>(to) + at, saturate(value, 0x1.fffffep127f));
+      store(static_cast<float*>(to) + at, saturate(value, kLargestFloat));
     } else if (dtype == Dtype::kBFloat16) {
       floats_to_bfloat16s(static_cast<uint16_t*>(to) + at, saturate(value, 0x1.fep127f));
     } else {

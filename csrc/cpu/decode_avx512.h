@@ -19,9 +19,9 @@ PHIQUANT_INLINE void store_pair(uint8_t* to, vf first, vf second) {
     store(to, first);
     store(to + 64, second);
   } else if (dtype == Dtype::kBFloat16) {
-    alignas(64) static constexpr uint16_t kOdd[32] = {
-        1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
-        33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+    alignas(64) static constexpr uint16_t kOdd[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21,
+                                                      23, 25, 27, 29, 31, 33, 35, 37, 39, 41, 43,
+                                                      45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
     store(to, _mm512_permutex2var_epi16((__m512i)rounded_bfloat16s(first), _mm512_load_si512(kOdd),
                                         (__m512i)rounded_bfloat16s(second)));
   } else {
@@ -75,9 +75,8 @@ static bool fast_decode_row(const DecodeTask& task, const Curve& curve, const In
       }
       fast_decode_group<dtype, deviation_bits, group_size>(
           task.planes.index + group * kBytes,
-          deviation_bits == 0 ? nullptr : task.planes.deviation + group * kBytes,
-          table.level[bend], curve.line[bend], curve.cubic[bend], scale,
-          out + column * size_of(dtype));
+          deviation_bits == 0 ? nullptr : task.planes.deviation + group * kBytes, table.level[bend],
+          curve.line[bend], curve.cubic[bend], scale, out + column * size_of(dtype));
     }
   }
   return good;
@@ -100,11 +99,10 @@ PHIQUANT_INLINE DecodeRow row_decoder(const Layout& layout) {
 
 static Status fast_decode(const DecodeTask& task, int64_t begin, int64_t end) {
   if (!has_nibbles(task.layout)) return decode(task, begin, end);
-  const DecodeRow decode_row = task.dtype == Dtype::kFloat32
-                                   ? row_decoder<Dtype::kFloat32>(task.layout)
-                               : task.dtype == Dtype::kBFloat16
-                                   ? row_decoder<Dtype::kBFloat16>(task.layout)
-                                   : row_decoder<Dtype::kFloat16>(task.layout);
+  const DecodeRow decode_row =
+      task.dtype == Dtype::kFloat32    ? row_decoder<Dtype::kFloat32>(task.layout)
+      : task.dtype == Dtype::kBFloat16 ? row_decoder<Dtype::kBFloat16>(task.layout)
+                                       : row_decoder<Dtype::kFloat16>(task.layout);
   const Curve curve = Curve::of(task.layout);
   const IndexLevels levels(curve);
   const int64_t stride = task.layout.columns * size_of(task.dtype);

@@ -52,9 +52,8 @@ PHIQUANT_INLINE int choose(const PhiSearch& search, Fit fit, const Group& group,
 // Codes of a group, and its scale word.
 static int16_t encode_phi(const PhiSearch& search, const EncodeTask& task, Group* group,
                           int32_t* codes) {
-  prepare_group(search.layout, group);
   Candidates candidates;
-  smallest_words(search, *group, &candidates);
+  prepare_group(search, group, &candidates);
   const int best = choose(search, task.fit, *group, candidates);
   const int bend = best / 2;
   const bool negative = (best & 1) != 0;

@@ -99,8 +99,8 @@ PHIQUANT_INLINE bool add_stretch(const FusedTask& task, const FusedTables& table
       const vf levels = load<vf>(tables.levels.level[scales.bend[i]]) * scales.scale[i];
       add_indices<group_size, m>(index, levels, x, tables.padded, &sums);
     } else {
-      add_positions<group_size, m>(index, deviation, splat(slopes.line[i]),
-                                   splat(slopes.cubic[i]), x, tables.padded, &sums);
+      add_positions<group_size, m>(index, deviation, splat(slopes.line[i]), splat(slopes.cubic[i]),
+                                   x, tables.padded, &sums);
     }
     index += group_size / 2;
     deviation += group_size / 2;
@@ -138,8 +138,7 @@ static bool fast_tile(const FusedTask& task, const FusedTables& tables, int64_t 
 }
 
 template <int deviation_bits, int group_size>
-static bool fast_rows(const FusedTask& task, const FusedTables& tables, int64_t row,
-                      int64_t rows) {
+static bool fast_rows(const FusedTask& task, const FusedTables& tables, int64_t row, int64_t rows) {
   bool good = true;
   int64_t first = 0;
   for (; task.m - first >= 8; first += 8) {
@@ -158,8 +157,7 @@ static bool fast_rows(const FusedTask& task, const FusedTables& tables, int64_t 
 }
 
 template <int deviation_bits>
-static bool fast_rows(const FusedTask& task, const FusedTables& tables, int64_t row,
-                      int64_t rows) {
+static bool fast_rows(const FusedTask& task, const FusedTables& tables, int64_t row, int64_t rows) {
   switch (task.layout.group_size) {
     case 32:
       return fast_rows<deviation_bits, 32>(task, tables, row, rows);

@@ -9,7 +9,7 @@ template <bool index, bool deepest>
 PHIQUANT_INLINE double score_of(const Errors& errors) {
   if (!deepest) return errors.index;
   if (!index) return errors.deepest;
-  return static_cast<double>(errors.index) * errors.index * errors.deepest;
+  return errors.index * errors.index * errors.deepest;
 }
 
 PHIQUANT_INLINE int32_t golden_code(const EncodeTask& task, float weight, float scale) {
@@ -21,33 +21,37 @@ PHIQUANT_INLINE int32_t golden_code(const EncodeTask& task, float weight, float 
   return code;
 }
 
-// Codes of a group for a signed scale, and their errors.
+// The error of a level as decoding gives it, saturation included.
+PHIQUANT_INLINE float golden_error(float level, float scale, float weight, float unit) {
+  const float decoded = level * scale;
+  const float kept = decoded > kLargestFloat    ? kLargestFloat
+                     : decoded < -kLargestFloat ? -kLargestFloat
+                                                : decoded;
+  return (kept - weight) * unit;
+}
+
+// Codes of a group for a signed scale, and their errors; one order of sums for all.
 PHIQUANT_INLINE Errors golden_codes(const EncodeTask& task, const Group& group, float scale,
                                     bool negative, int32_t* codes) {
-  const float unit = group.unit;
-  alignas(64) float index_lane[kSumLanes] = {}, deepest_lane[kSumLanes] = {};
+  Errors sum{0, 0};
   for (int i = 0; i < task.layout.group_size; i++) {
     const float weight = negative ? -group.weight[i] : group.weight[i];
-    const float importance = group.importance == nullptr ? 1.0f : group.importance[i];
+    const double importance = group.importance == nullptr ? 1.0 : group.importance[i];
     codes[i] = golden_code(task, weight, scale);
-    const float deepest = (task.levels[codes[i]] * scale - weight) * unit;
     const int32_t cell = codes[i] >> task.layout.deviation_bits;
-    const float index = (task.index_levels[cell] * scale - weight) * unit;
-    deepest_lane[i % kSumLanes] += deepest * deepest * importance;
-    index_lane[i % kSumLanes] += index * index * importance;
+    const double deepest = golden_error(task.levels[codes[i]], scale, weight, group.unit);
+    const double index = golden_error(task.index_levels[cell], scale, weight, group.unit);
+    sum.deepest += deepest * deepest * importance;
+    sum.index += index * index * importance;
   }
-  vf index_sum[kParts], deepest_sum[kParts];
-  std::memcpy(index_sum, index_lane, sizeof index_lane);
-  std::memcpy(deepest_sum, deepest_lane, sizeof deepest_lane);
-  return {sum_lanes(index_sum), sum_lanes(deepest_sum)};
+  return sum;
 }
 
 static int16_t encode_golden(const PhiSearch& search, const EncodeTask& task, const Group& loaded,
                              int32_t* codes) {
   Group group = loaded;
-  prepare_group(task.layout, &group);
   Candidates candidates;
-  smallest_words(search, group, &candidates);
+  prepare_group(search, &group, &candidates);
   const bool index_only = task.fit == Fit::kIndex || task.layout.deviation_bits == 0;
   double score[2];
   alignas(64) int32_t other[kLargestGroup];

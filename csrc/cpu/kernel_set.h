@@ -18,7 +18,8 @@
 namespace phiquant::cpu::PHIQUANT_ISA {
 
 const Kernels& kernels() {
-  static constexpr Kernels set{PHIQUANT_TEXT(PHIQUANT_ISA), PHIQUANT_DECODE, encode, prepare, PHIQUANT_FUSED};
+  static constexpr Kernels set{PHIQUANT_TEXT(PHIQUANT_ISA), PHIQUANT_DECODE, encode, prepare,
+                               PHIQUANT_FUSED};
   return set;
 }
 

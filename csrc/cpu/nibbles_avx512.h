@@ -30,8 +30,8 @@ PHIQUANT_INLINE __m512i join_codes(const uint8_t* index, const uint8_t* deviatio
   const __m512i lower_half = _mm512_sub_epi32(_mm512_set1_epi32(4), upper_half);
   const __m512i deviations = _mm512_srlv_epi32(load_chunk<chunk>(deviation), upper_half);
   constexpr int kSelect = 0xCA;  // first ? second : third, bit by bit
-  return _mm512_ternarylogic_epi32(low_nibbles, deviations,
-                                   _mm512_sllv_epi32(indices, lower_half), kSelect);
+  return _mm512_ternarylogic_epi32(low_nibbles, deviations, _mm512_sllv_epi32(indices, lower_half),
+                                   kSelect);
 }
 
 // Where the 16 weights of each step are in such bytes, to be put into one byte of every lane.
@@ -51,8 +51,8 @@ static constexpr Places kFirstByte = places_for(0), kSecondByte = places_for(1);
 // Positions in sixteenths of a cell, exact: the code becomes the second byte of 2^15 + code.
 PHIQUANT_INLINE vf sixteenths(__m512i codes, int step) {
   const __m512i place = _mm512_load_si512(kSecondByte.byte[step]);
-  const __m512i biased = _mm512_mask_permutexvar_epi8(_mm512_set1_epi32(0x47000000),
-                                                      0x2222222222222222, place, codes);
+  const __m512i biased =
+      _mm512_mask_permutexvar_epi8(_mm512_set1_epi32(0x47000000), 0x2222222222222222, place, codes);
   return (vf)biased - 32887.5f;
 }
 

@@ -29,6 +29,12 @@ PHIQUANT_INLINE vf value(const Trial& trial, vf position) {
   return ((position * position) * trial.cubic + trial.line) * position;
 }
 
+// What decoding gives, saturation included.
+PHIQUANT_INLINE vf decoded(const Trial& trial, vf position) {
+  const vf largest = splat(kLargestFloat);
+  return maximum(minimum(value(trial, position) * trial.scale, largest), -largest);
+}
+
 PHIQUANT_INLINE vf sub_cell_width(const Layout& layout) {
   return splat(power_of_two(-layout.deviation_bits));
 }
@@ -67,29 +73,42 @@ PHIQUANT_INLINE vf square(const Group& group, int at, vf error) {
   return weighted ? squared * load<vf>(group.importance + at) : squared;
 }
 
+// The sum of squares of one group's errors. Ordinary groups are summed as quick_errors does it;
+// where squares may leave fp32's range, in fp64.
+template <bool weighted>
+PHIQUANT_INLINE double sum_squares(const Group& group, int size, const float* errors) {
+  if (group.plain) {
+    vf sum[kParts]{};
+    for (int at = 0; at < size; at += kLanes) {
+      sum[at / kLanes % kParts] += square<weighted>(group, at, load<vf>(errors + at));
+    }
+    return sum_lanes(sum);
+  }
+  double sum = 0;
+  for (int i = 0; i < size; i++) {
+    const double error = errors[i];
+    sum += error * error * (weighted ? group.importance[i] : 1.0f);
+  }
+  return sum;
+}
+
 // From exact codes: for any group, scale and weight.
 template <bool index, bool deepest, bool weighted>
 static Errors exact_errors(const PhiSearch& search, const Group& group, const Trial& trial) {
   const Layout& layout = search.layout;
   const float first = static_cast<float>(half_of(layout)) - 0.5f;
-  vf index_sum[kParts]{}, deepest_sum[kParts]{};
+  alignas(64) float of_index[kLargestGroup], of_deepest[kLargestGroup];
   for (int at = 0; at < layout.group_size; at += kLanes) {
-    const int part = at / kLanes % kParts;
     const vf weight = load<vf>(group.weight + at);
     const vf turned = trial.negative ? -weight : weight;
     const vi code = find_codes(search, trial, turned);
-    if (deepest) {
-      const vf position = (to_float(code) + 0.5f) * sub_cell_width(layout) - first;
-      const vf error = (value(trial, position) * trial.scale - turned) * group.unit;
-      deepest_sum[part] += square<weighted>(group, at, error);
-    }
-    if (index) {
-      const vf position = to_float(code >> layout.deviation_bits) - (first - 0.5f);
-      const vf error = (value(trial, position) * trial.scale - turned) * group.unit;
-      index_sum[part] += square<weighted>(group, at, error);
-    }
+    const vf centre = (to_float(code) + 0.5f) * sub_cell_width(layout) - first;
+    const vf cell = to_float(code >> layout.deviation_bits) - (first - 0.5f);
+    store(of_deepest + at, (decoded(trial, centre) - turned) * group.unit);
+    store(of_index + at, (decoded(trial, cell) - turned) * group.unit);
   }
-  return {sum_lanes(index_sum), sum_lanes(deepest_sum)};
+  return {index ? sum_squares<weighted>(group, layout.group_size, of_index) : 0,
+          deepest ? sum_squares<weighted>(group, layout.group_size, of_deepest) : 0};
 }
 
 // From estimated positions of magnitudes, the curve being odd. False if a weight is so near to an

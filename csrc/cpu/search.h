@@ -24,7 +24,7 @@ struct Candidates {
 };
 
 struct Errors {
-  float index, deepest;
+  double index, deepest;
 };
 
 // The phi-grid of one layout.
@@ -101,18 +101,6 @@ PHIQUANT_INLINE bool load_group(const Layout& layout, Dtype dtype, const uint8_t
   return !any(infinite);
 }
 
-PHIQUANT_INLINE void prepare_group(const Layout& layout, Group* group) {
-  const float largest = group->above > group->below ? group->above : group->below;
-  group->plain = largest >= 0x1p-30f && largest <= 0x1p30f;
-  group->unit = group->plain ? 1.0f : normaliser(largest);
-  // A magnitude below 1/2 sub-cell of every candidate, and not so near to 0 as an edge may be.
-  const float floor =
-      largest * (0.02f / static_cast<float>(half_of(layout) << layout.deviation_bits));
-  for (int at = 0; at < layout.group_size; at += kLanes) {
-    store(group->guess + at, maximum(load<vf>(group->size + at), splat(floor)));
-  }
-}
-
 // The smallest words that cover the group, as smallest_words of the reference.
 PHIQUANT_INLINE void smallest_words(const PhiSearch& search, const Group& group, Candidates* out) {
   constexpr float kSmallest = 0x1p-14f, kLargest = 0x1.fep15f;
@@ -136,6 +124,24 @@ PHIQUANT_INLINE void smallest_words(const PhiSearch& search, const Group& group,
     store(out->scale + i, scale);
     store(out->covered + i, (scale * top >= long_end) & (scale * bottom >= short_end));
     store(out->word + i, ((vi)rounded - static_cast<int32_t>(kWordBias)) >> kWordShift);
+  }
+}
+
+// The candidates of a loaded group, and what scoring them takes.
+PHIQUANT_INLINE void prepare_group(const PhiSearch& search, Group* group, Candidates* candidates) {
+  const Layout& layout = search.layout;
+  smallest_words(search, *group, candidates);
+  const float largest = group->above > group->below ? group->above : group->below;
+  // Errors are no larger than a weight or a scale; scales may be far above the weights.
+  float reach = largest;
+  for (const float scale : candidates->scale) reach = scale > reach ? scale : reach;
+  group->plain = largest >= 0x1p-30f && reach <= 0x1p30f;
+  group->unit = group->plain ? 1.0f : normaliser(reach);
+  // A magnitude below 1/2 sub-cell of every candidate, and not so near to 0 as an edge may be.
+  const int cells = half_of(layout) << layout.deviation_bits;
+  const float floor = largest * (0.02f / static_cast<float>(cells));
+  for (int at = 0; at < layout.group_size; at += kLanes) {
+    store(group->guess + at, maximum(load<vf>(group->size + at), splat(floor)));
   }
 }
 

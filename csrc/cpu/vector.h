@@ -10,6 +10,7 @@
 
 namespace phiquant::cpu::PHIQUANT_ISA {
 
+inline constexpr float kLargestFloat = 0x1.fffffep127f;
 inline constexpr int kLanes = PHIQUANT_BYTES / 4;
 // Errors are summed in 16 lanes whatever the register holds, so that every instruction set chooses
 // the same words.
