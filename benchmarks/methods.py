@@ -59,7 +59,7 @@ def label(name: str, depth: int) -> str:
 
 def methods() -> list[Method]:
     """All of them, peers first. Deeper variants come after the default."""
-    golden = {"grid": "golden"}
+    golden: dict[str, Any] = {"grid": "golden"}
     return [
         *(peer(name) for name in PEERS),
         phi("phi 4+4", (0, 4)),

@@ -26,7 +26,7 @@ from benchmarks.matrices import Matrix, matrices, replaced, sqnr
 from benchmarks.methods import Method, decode_model, label, methods
 from benchmarks.peers import Decoded
 from benchmarks.reporting import Verdict, environment, save, table
-from benchmarks.zoo import texts
+from benchmarks.zoo import packages, speech, texts
 
 # SmolLM2's weights already sit on a 4-bit lattice: it is judged by --generation alone.
 NATURAL = ("minilm", "antiberty", "whisper", "efficientnet", "crepe")
@@ -87,10 +87,10 @@ def _evaluate(
 
 
 def verdicts(results: dict[str, Results]) -> list[Verdict]:
-    """The bars on SQNR; not measured unless all of `JUDGED` were."""
+    """The bars on SQNR; not measured unless both tiers were, on all of `JUDGED`."""
 
     def lead(ours: str, theirs: str) -> float | None:
-        if any(name not in results for name in JUDGED):
+        if any({ours, theirs} - results.get(name, {}).keys() for name in JUDGED):
             return None
         leads = [
             results[name][ours]["sqnr_db"] - results[name][theirs]["sqnr_db"] for name in JUDGED
@@ -135,6 +135,10 @@ def _progress(what: str) -> None:
         print(what, file=sys.stderr, flush=True)
 
 
+def _data() -> dict[str, str]:
+    return texts.sources() | {"speech": speech.source()}
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
     parser.add_argument("--models", nargs="+", choices=NATURAL, default=NATURAL)
@@ -153,7 +157,8 @@ def _arguments() -> argparse.Namespace:
 def main() -> None:
     """The command line."""
     arguments = _arguments()
-    output = environment("benchmarks.quality") | {"text": texts.public_text().name}
+    output = environment("benchmarks.quality") | {"data": _data()}
+    print(*(f"{key}: {value}" for key, value in output["data"].items()), "", sep="\n")
     if arguments.generation:
         tiers = generation.measure(_progress)
         output["generation"], checks = tiers, generation.verdicts(tiers)
@@ -167,10 +172,14 @@ def main() -> None:
         scope = ("none", _QUICK_MATRICES) if arguments.quick else (arguments.metrics, None)
         results: dict[str, Results] = {}
         for name in arguments.models:
-            results[name] = measure(name, chosen, *scope)
+            try:
+                results[name] = measure(name, chosen, *scope)
+            except (packages.MissingPackage, speech.MissingSpeech) as error:
+                print(f"{name} is left out: {error}\n", flush=True)
+                continue
             if scope[0] != "none":
                 print(end_metrics(name, results[name]), end="\n\n", flush=True)
-        print(summary(results))
+        print(summary(results) if results else "no model is installed")
         output["models"], checks = results, verdicts(results)
     print("", *checks, sep="\n")
     if arguments.json:

@@ -59,12 +59,13 @@ def load() -> Crepe:
 @functools.cache
 def tones() -> tuple[Tensor, Tensor]:
     """Frames of tones with five harmonics, 60 to 1200 Hz: fp32 [64, 1024], and cents [64]."""
-    cents = torch.linspace(*(1200 * math.log2(f / 10) for f in (60.0, 1200.0)), 64).double()
+    low, high = (1200 * math.log2(hertz / 10) for hertz in (60, 1200))
+    cents = torch.linspace(low, high, 64, dtype=torch.float64)
     frequency = 10 * 2 ** (cents / 1200)
     time = torch.arange(_WINDOW, dtype=torch.float64) / _RATE
-    frames = sum(
-        torch.sin(2 * math.pi * k * frequency[:, None] * time + k) / k for k in range(1, 6)
-    )
+    harmonics = torch.arange(1, 6).double()[:, None, None]
+    phase = 2 * math.pi * harmonics * frequency[:, None] * time + harmonics
+    frames = (phase.sin() / harmonics).sum(0)
     frames = frames - frames.mean(1, keepdim=True)
     return (frames / frames.std(1, keepdim=True)).float(), cents
 

@@ -52,7 +52,7 @@ def _halves(raw: np.ndarray) -> np.ndarray:
 
 class _Reader:
     def __init__(self, data: np.ndarray) -> None:
-        self.data, self.position = memoryview(data), 0
+        self.data, self.position = memoryview(data.data), 0
 
     def scalar(self, code: str) -> Any:
         value = struct.unpack_from("<" + code, self.data, self.position)[0]

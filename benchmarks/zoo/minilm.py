@@ -85,7 +85,7 @@ def evaluate(model: nn.Module, count: int = 250) -> dict[str, float]:
     """
     definitions, headwords = _probes(count)
     embedded = embed(model, definitions)
-    # Of unit vectors 1 - cosine is half the squared distance, which does not cancel when it is small.
+    # 1 - cosine of unit vectors is half their squared distance, which does not cancel.
     apart = (embedded.double() - _reference(count)).square().sum(-1).mean().item() / 2
     metrics = {"cosine": 1 - apart, "cosine_distance": apart}
     if headwords:

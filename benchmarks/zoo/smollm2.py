@@ -91,9 +91,8 @@ def _weight(name: str, tensor: gguf.Tensor, config: LlamaConfig) -> Tensor:
     weight = torch.from_numpy(tensor.decode())
     if ".attn_q." in name or ".attn_k." in name:
         # GGUF interleaves the two halves of each head's rotary dimensions; transformers does not.
-        query = ".attn_q." in name
-        heads = config.num_attention_heads if query else config.num_key_value_heads
-        pairs = weight.reshape(heads, weight.shape[0] // heads // 2, 2, -1)
+        assert config.head_dim is not None  # LlamaConfig derives it
+        pairs = weight.reshape(-1, config.head_dim // 2, 2, weight.shape[1])
         weight = pairs.transpose(1, 2).reshape(weight.shape)
     return weight.contiguous()
 

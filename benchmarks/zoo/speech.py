@@ -28,6 +28,16 @@ class Clip:
     text: str
 
 
+def source() -> str:
+    """Which recordings `clips()` gives on this machine."""
+    try:
+        found = clips()
+    except MissingSpeech as error:
+        return str(error)
+    package = "pocketsphinx-testdata" if _LIBRIVOX.exists() else "pytest-audioeval"
+    return f"{len(found)} clips of {package}"
+
+
 def clips() -> list[Clip]:
     """LibriVox clips of Debian's pocketsphinx-testdata, else those of pytest-audioeval.
 

@@ -122,6 +122,15 @@ def jargon() -> list[tuple[str, str]]:
     return [entry for entry in map(_definition, entries) if entry is not None]
 
 
+def sources() -> dict[str, str]:
+    """What the evaluations read on this machine."""
+    try:
+        definitions = f"{len(jargon())} definitions of the Jargon File"
+    except MissingText as error:
+        definitions = f"none, sentences of the prose instead ({error})"
+    return {"prose": public_text().name, "definitions": definitions}
+
+
 def _definition(entry: str) -> tuple[str, str] | None:
     headword, _, rest = entry.partition(":")
     body = rest.partition("\n\n")[2]

@@ -11,6 +11,7 @@ from torch import nn
 
 from benchmarks import generation, quality, zoo
 from benchmarks.methods import peer, phi
+from benchmarks.zoo.packages import MissingPackage
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +63,13 @@ def test_verdicts_are_means_over_the_judged_models() -> None:
     results = {name: result(lead) for name, lead in leads.items()} | {"crepe": result(-5)}
     found = [str(verdict)[:4] for verdict in quality.verdicts(results)]
     assert found == ["PASS", "PASS", "PASS", "MISS"]  # 1.05 dB against 0.9, 0.9, 1.0 and 1.1
+    del results["whisper"]["int8 g64"]
+    assert [str(verdict)[:4] for verdict in quality.verdicts(results)] == [
+        "PASS",
+        "----",
+        "PASS",
+        "----",
+    ]
     results.pop("whisper")
     assert {str(verdict)[:4] for verdict in quality.verdicts(results)} == {"----"}
 
@@ -80,6 +88,21 @@ def test_command_line(
     assert stored["models"]["minilm"]["phi 4+4: +4"]["metrics"]["distance"] > 0
     assert stored["command"].startswith("python -m benchmarks.quality --models minilm --methods")
     assert len(stored["verdicts"]) == 4
+
+
+def test_a_missing_model_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def load() -> nn.Module:
+        raise MissingPackage("get it with `pip install it`")
+
+    monkeypatch.setattr(zoo, "model", lambda name: SimpleNamespace(load=load))
+    monkeypatch.setattr(sys, "argv", ["quality.py", "--quick", "--models", "minilm", "whisper"])
+    quality.main()
+    printed = capsys.readouterr().out
+    assert "minilm is left out: get it with `pip install it`" in printed
+    assert "no model is installed" in printed
+    assert printed.count("not measured in this run") == 4
 
 
 def test_generation_verdict_and_table() -> None:

@@ -43,6 +43,7 @@ def test_stereo_at_another_rate_from_the_package(
     monkeypatch.setattr(speech, "_LIBRIVOX", tmp_path / "absent")
     monkeypatch.setattr(packages, "folder", lambda *_: tmp_path)
     (clip,) = speech.clips()
+    assert speech.source() == "1 clips of pytest-audioeval"
     assert clip.text == "Hello, world!"
     assert len(clip.samples) == 1600
     # 1.5 samples of 24 kHz for one of 16 kHz, and the mean of the channels is twice the ramp.
@@ -57,3 +58,4 @@ def test_no_recordings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packages, "folder", missing)
     with pytest.raises(speech.MissingSpeech, match="apt-get install pocketsphinx-testdata"):
         speech.clips()
+    assert "no recordings" in speech.source()

@@ -55,6 +55,9 @@ def test_there_is_prose_on_a_bare_machine(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(text.body) > 100_000
     assert ">>>" not in text.body
     assert "\n\n\n" not in text.body
+    monkeypatch.setattr(texts, "_JARGON", tmp_path / "absent")
+    assert texts.sources()["prose"] == text.name
+    assert texts.sources()["definitions"].startswith("none, sentences of the prose")
     sentences = texts.sentences(50)
     assert len(set(sentences)) == 50
     assert all(40 <= len(sentence) <= 300 for sentence in sentences)
