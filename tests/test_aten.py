@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import phiquant
-from phiquant import PhiConfig, PhiTensor
+from phiquant import PhiConfig, PhiTensor, ops
 from phiquant.aten import fallback
+from phiquant.codec import Layout
 from tests.support import DTYPES, compressed, weight
 
 
@@ -522,3 +524,54 @@ class TestStateDicts:
         phiquant.quantize_(other, PhiConfig(index_bits=5))
         with pytest.raises(RuntimeError, match="has index_bits 5 instead of 4"):
             pair[0].load_state_dict(other.state_dict())
+
+
+class TestModes:
+    """Gradient modes, tracers and transforms around a product."""
+
+    @pytest.mark.skipif(not ops.compiled, reason="the reference kernels do build layouts")
+    def test_a_call_does_little_in_python(
+        self, matrix: PhiTensor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Small layers would feel it: no layout is built, and few functions are called."""
+
+        def refuse(self: Layout) -> None:
+            raise AssertionError("a layout was built")
+
+        monkeypatch.setattr(Layout, "__post_init__", refuse)
+        x, calls = torch.ones(1, 192), []
+        with torch.no_grad():
+            sys.setprofile(lambda frame, event, _: calls.append(event))
+            functional.linear(x, matrix)
+            sys.setprofile(None)
+        assert calls.count("call") < 16
+
+    def test_without_gradients_there_are_none(self, matrix: PhiTensor) -> None:
+        x = torch.ones(2, 192, requires_grad=True)
+        with torch.no_grad():
+            result = functional.linear(x, matrix)
+            with torch.enable_grad():
+                inner = functional.linear(x, matrix)
+        assert not result.requires_grad
+        assert not result.is_inference()
+        assert inner.requires_grad
+        with torch.inference_mode():
+            assert functional.linear(x, matrix).is_inference()
+
+    @pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad])
+    def test_tracers_record_the_op(self, matrix: PhiTensor, mode: Callable[[], Any]) -> None:
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        x = torch.randn(2, 192)
+        with mode():
+            graph = make_fx(lambda x: functional.linear(x, matrix))(x)
+            assert torch.equal(graph(x), functional.linear(x, matrix))
+        assert torch.ops.phiquant.linear.default in [node.target for node in graph.graph.nodes]
+
+    @pytest.mark.filterwarnings("ignore:There is a performance drop")
+    @pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad])
+    def test_vmap(self, matrix: PhiTensor, mode: Callable[[], Any]) -> None:
+        x = torch.randn(3, 2, 192)
+        with mode():
+            mapped = torch.vmap(lambda row: functional.linear(row, matrix))(x)
+        torch.testing.assert_close(mapped, functional.linear(x, matrix))

@@ -22,7 +22,12 @@ def _linear(x: Tensor, weight: PhiTensor, bias: Tensor | None = None) -> Tensor:
     if device != "meta" and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
-    return _linear_op(x, *weight.planes, bias, *weight.op_arguments)
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return _linear_op(x, *weight.planes, bias, *weight.op_arguments)
+    # An op's autograd formula is Python: stepping into it for nothing costs as much as a small
+    # product. torch.library passes it by in the same way.
+    with torch._C._AutoDispatchBelowAutograd():
+        return _linear_op(x, *weight.planes, bias, *weight.op_arguments)
 
 
 def _is_matrix(tensor: object, *, transposed: bool) -> TypeGuard[PhiTensor]:
