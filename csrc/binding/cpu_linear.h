@@ -9,7 +9,7 @@
 namespace phiquant::cpu {
 
 inline constexpr int64_t kFusedRows = 16;                 // of x; above, torch multiplies
-inline constexpr int64_t kBlockBytes = int64_t{2} << 20;  // of decoded weights at a time
+inline constexpr int64_t kBlockBytes = int64_t{8} << 20;  // of decoded weights at a time
 
 struct LinearArguments {
   Layout layout;
