@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from phiquant.checks import check_weight
 from phiquant.config import PhiConfig
+from phiquant.memory import FreedMemory
 from phiquant.plan import Filter, Slot, plan, why_not_place, why_not_smaller, why_not_value
 from phiquant.report import Compressed, Report, Skipped
 from phiquant.tensor import PhiTensor
@@ -54,12 +55,15 @@ def quantize_(
     for slot in slots:
         if slot.config is not None and slot.parameter is not None:
             check_weight(slot.parameter, slot.names[0])
-    report = Report()
+    report, freed = Report(), FreedMemory()
     with _progress_bar(slots, progress) as bar:
         while slots:
             slot = slots.pop(0)
             _add(report, slot, _compress(slot))
-            bar.update(slot.bytes if slot.config is not None else 0)
+            if slot.config is not None:
+                freed.add(slot.bytes)
+                bar.update(slot.bytes)
+    freed.give_back()
     _leave_nested_path(model)
     log.info("%s", report.summary)
     return report

@@ -575,3 +575,17 @@ class TestModes:
         with mode():
             mapped = torch.vmap(lambda row: functional.linear(row, matrix))(x)
         torch.testing.assert_close(mapped, functional.linear(x, matrix))
+
+
+@pytest.mark.parametrize("rows", [[2, 0, 2], [-1, 3], [[1], [-2]], []], ids=str)
+def test_rows_by_number_decode_those_rows_only(rows: list[int]) -> None:
+    weight = PhiTensor.from_hp(torch.randn(8, 100, generator=torch.Generator().manual_seed(0)))
+    numbers = torch.tensor(rows, dtype=torch.int64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(weight[numbers], weight.dequantize()[numbers])
+
+
+def test_a_row_number_out_of_range_is_an_error() -> None:
+    with pytest.raises((IndexError, ValueError, RuntimeError), match="indices"):
+        PhiTensor.from_hp(torch.ones(8, 100))[torch.tensor([-9])]

@@ -88,6 +88,18 @@ def _(func: Callable[..., Tensor], types: Any, args: Any, kwargs: Any) -> Tensor
     return _embedding(func, args[0], args[1], args, kwargs)
 
 
+@PhiTensor.implements(aten.index.Tensor)
+def _(func: Callable[..., Tensor], types: Any, args: Any, kwargs: Any) -> Tensor:
+    """Rows by their numbers, negative ones counted from the end."""
+    weight, indices = args
+    rows = indices[0] if isinstance(indices, list | tuple) and len(indices) == 1 else None
+    if rows is None or rows.dtype not in (torch.int32, torch.int64):
+        return decode_and_run(func, args, kwargs)
+    if _is_matrix(weight, transposed=False):
+        rows = torch.where(rows < 0, rows + weight.scale_plane.shape[0], rows)
+    return _embedding(func, weight, rows, args, kwargs)
+
+
 def _embedding(func: Any, weight: Any, indices: Any, args: Any, kwargs: Any) -> Tensor:
     if not _is_matrix(weight, transposed=False) or isinstance(indices, PhiTensor):
         return decode_and_run(func, args, kwargs)
