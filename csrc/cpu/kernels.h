@@ -29,7 +29,7 @@ struct DecodeTask {
   void* out;
 };
 
-// The inverse of y = (1 - B) q + B q^3 as a cubic in each of 32 segments, four an octave of
+// The inverse of y = (1 - B) q + B q^3 as a quartic in each of 32 segments, four an octave of
 // t = y + 2^-7: even steps in bits of t are near even near zero and geometric far out, as the grid
 // is. Coefficients are in powers of (t - the segment's left end), lowest first, the segments of one
 // side by side so that it is one register look-up. A segment's place is (bits of t >> 21) % 32.
@@ -37,11 +37,12 @@ inline constexpr int kSegments = 32;
 inline constexpr float kInverseOffset = 0x1p-7f;
 inline constexpr int kSegmentShift = 21;
 inline constexpr int kFirstSegment = 120 << 2;
-// No inverse is further off than this times K (in positions): the cubic is within 1.7e-6, the rest
+// No inverse is further off than this times K (in positions): the quartic is within 7e-8, the rest
 // is its fp32 arithmetic and the rounding of edges.
-inline constexpr float kInverseError = 2.5e-6f;
+inline constexpr float kInverseError = 1e-6f;
+inline constexpr int kDegree = 4;
 struct Inverse {
-  alignas(64) float coefficient[4][kSegments];
+  alignas(64) float coefficient[kDegree + 1][kSegments];
 };
 
 struct EncodeTask {

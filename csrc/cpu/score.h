@@ -19,8 +19,8 @@ PHIQUANT_INLINE vf estimate(const Inverse& inverse, vf size, float reciprocal) {
   const vf t = multiply_add(size, splat(reciprocal), splat(kInverseOffset));
   const vi place = (vi)t >> kSegmentShift;
   const vf u = t - (vf)((vi)t & ~((1 << kSegmentShift) - 1));
-  vf result = lookup(inverse.coefficient[3], place);
-  for (int i = 2; i >= 0; i--)
+  vf result = lookup(inverse.coefficient[kDegree], place);
+  for (int i = kDegree - 1; i >= 0; i--)
     result = multiply_add(result, u, lookup(inverse.coefficient[i], place));
   return result;
 }

@@ -41,22 +41,22 @@ double inverse_of(double level, double bend) {
   return q;
 }
 
-// The cubic through the inverse at the four Chebyshev nodes of [left, left + width], in powers of
+// The polynomial through the inverse at the Chebyshev nodes of [left, left + width], in powers of
 // (t - left): Newton's divided differences, expanded.
-void fit_cubic(double left, double width, double bend, double scale, double out[4]) {
-  double node[4], difference[4];
-  for (int i = 0; i < 4; i++) {
-    node[i] = width * (1 - std::cos((i + 0.5) * M_PI / 4)) / 2;
-    difference[i] = scale * inverse_of(left + node[i] - kInverseOffset, bend);
+void fit_segment(double left, double width, double bend, double out[kDegree + 1]) {
+  double node[kDegree + 1], difference[kDegree + 1];
+  for (int i = 0; i <= kDegree; i++) {
+    node[i] = width * (1 - std::cos((i + 0.5) * M_PI / (kDegree + 1))) / 2;
+    difference[i] = inverse_of(left + node[i] - kInverseOffset, bend);
   }
-  for (int order = 1; order < 4; order++) {
-    for (int i = 3; i >= order; i--) {
+  for (int order = 1; order <= kDegree; order++) {
+    for (int i = kDegree; i >= order; i--) {
       difference[i] = (difference[i] - difference[i - 1]) / (node[i] - node[i - order]);
     }
   }
-  for (int i = 0; i < 4; i++) out[i] = 0;
-  for (int order = 3; order >= 0; order--) {
-    for (int i = 3; i > 0; i--) out[i] = out[i - 1] - node[order] * out[i];
+  for (int i = 0; i <= kDegree; i++) out[i] = 0;
+  for (int order = kDegree; order >= 0; order--) {
+    for (int i = kDegree; i > 0; i--) out[i] = out[i - 1] - node[order] * out[i];
     out[0] = difference[order] - node[order] * out[0];
   }
 }
@@ -68,12 +68,12 @@ const std::vector<Inverse>& unit_inverses() {
       for (int segment = 0; segment < kSegments; segment++) {
         const double octave = kInverseOffset * std::exp2(segment / 4);
         const double left = octave * (1 + segment % 4 / 4.0);
-        double cubic[4];
-        fit_cubic(left, octave / 4, kBends[bend], 1.0, cubic);
+        double polynomial[kDegree + 1];
+        fit_segment(left, octave / 4, kBends[bend], polynomial);
         // A segment's place is what the low bits of exponent and mantissa of its floats say.
         const int place = (kFirstSegment + segment) % kSegments;
-        for (int i = 0; i < 4; i++) {
-          result[bend].coefficient[i][place] = static_cast<float>(cubic[i]);
+        for (int i = 0; i <= kDegree; i++) {
+          result[bend].coefficient[i][place] = static_cast<float>(polynomial[i]);
         }
       }
     }
