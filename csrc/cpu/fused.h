@@ -25,12 +25,9 @@ static void prepare(const Layout& layout, Dtype dtype, const void* x, int64_t m,
 }
 
 PHIQUANT_INLINE float total(vf value) {
-  alignas(64) float lane[kLanes];
-  store(lane, value);
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; i++) lane[i] += lane[i + width];
-  }
-  return lane[0];
+  vf parts[kParts]{};
+  parts[0] = value;
+  return sum_lanes(parts);
 }
 
 PHIQUANT_INLINE void store_sum(const FusedTask& task, int64_t m, int64_t row, float sum) {

@@ -53,13 +53,6 @@ struct PhiSearch {
   }
 };
 
-PHIQUANT_INLINE float lanes_maximum(vf value) {
-  alignas(64) float lane[kLanes];
-  store(lane, value);
-  for (int i = 1; i < kLanes; i++) lane[0] = lane[i] > lane[0] ? lane[i] : lane[0];
-  return lane[0];
-}
-
 PHIQUANT_INLINE vf load_weights(Dtype dtype, const uint8_t* from, int at) {
   if (dtype == Dtype::kFloat32) return load<vf>(reinterpret_cast<const float*>(from) + at);
   const uint16_t* bits = reinterpret_cast<const uint16_t*>(from) + at;

@@ -40,14 +40,25 @@ PHIQUANT_INLINE vf to_float(vi value) { return __builtin_convertvector(value, vf
 PHIQUANT_INLINE vi truncate(vf value) { return __builtin_convertvector(value, vi); }
 PHIQUANT_INLINE vf absolute(vf value) { return (vf)((vi)value & 0x7FFFFFFF); }
 
+typedef float v4 __attribute__((vector_size(16)));
+
 // The sum of 16 lanes, always in the same order: halves onto halves.
 PHIQUANT_INLINE float sum_lanes(const vf parts[kParts]) {
-  alignas(64) float lane[kSumLanes];
-  for (int part = 0; part < kParts; part++) store(lane + part * kLanes, parts[part]);
-  for (int width = kSumLanes / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; i++) lane[i] += lane[i + width];
-  }
-  return lane[0];
+  v4 quarter[4];
+  std::memcpy(quarter, parts, sizeof quarter);
+  const v4 four = (quarter[0] + quarter[2]) + (quarter[1] + quarter[3]);
+  return (four[0] + four[2]) + (four[1] + four[3]);
+}
+
+// The largest of all lanes.
+PHIQUANT_INLINE float lanes_maximum(vf value) {
+  v4 quarter[kLanes / 4];
+  std::memcpy(quarter, &value, sizeof quarter);
+  v4 four = quarter[0];
+  for (int i = 1; i < kLanes / 4; i++) four = four > quarter[i] ? four : quarter[i];
+  const float first = four[0] > four[2] ? four[0] : four[2];
+  const float second = four[1] > four[3] ? four[1] : four[3];
+  return first > second ? first : second;
 }
 
 }  // namespace phiquant::cpu::PHIQUANT_ISA
