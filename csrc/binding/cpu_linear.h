@@ -8,7 +8,6 @@
 
 namespace phiquant::cpu {
 
-inline constexpr int64_t kFusedRows = 16;                 // of x; above, torch multiplies
 inline constexpr int64_t kBlockBytes = int64_t{8} << 20;  // of decoded weights at a time
 
 struct LinearArguments {
@@ -151,9 +150,9 @@ inline Tensor linear(Tensor x, Tensor index, OptionalTensor deviation, OptionalT
   if (m == 0 || out_features == 0) return new_tensor(with_last(leading, out_features), dtype);
   const Tensor flat = torch::stable::reshape(torch::stable::contiguous(x), {m, columns});
   const LinearArguments given{layout, std::move(planes), flat, bias, m, out_features};
-  const Tensor result = dtype == ScalarType::Double ? double_linear(given)
-                        : m <= kFusedRows           ? fused_linear(given)
-                                                    : blocked_linear(given);
+  const Tensor result = dtype == ScalarType::Double         ? double_linear(given)
+                        : m <= kernels().fused_rows(layout) ? fused_linear(given)
+                                                            : blocked_linear(given);
   return torch::stable::reshape(result, with_last(leading, out_features));
 }
 

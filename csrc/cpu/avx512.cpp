@@ -11,6 +11,7 @@
 // GCC 12 takes its own _mm512_undefined_* for a mistake.
 #if !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 
 #define PHIQUANT_ISA avx512
@@ -21,6 +22,7 @@
 #include "fused_avx512.h"
 #define PHIQUANT_DECODE fast_decode
 #define PHIQUANT_FUSED fast_fused
+#define PHIQUANT_FUSED_ROWS fast_fused_rows
 //
 #include "kernel_set.h"
 

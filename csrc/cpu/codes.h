@@ -31,12 +31,13 @@ PHIQUANT_INLINE uint64_t gather(uint64_t bytes) {
 
 // Nibbles to bytes, 32 at a time.
 PHIQUANT_INLINE void unpack_nibbles(const uint8_t* plane, int count, uint8_t* codes) {
-  constexpr vb16 kLow = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
   for (int i = 0; i < count; i += 32) {
     const vb16 packed = load<vb16>(plane + i / 2);
     const vb16 even = packed & 15, odd = packed >> 4;
-    store(codes + i, __builtin_shuffle(even, odd, kLow));
-    store(codes + i + 16, __builtin_shuffle(even, odd, kLow + 8));
+    store(codes + i, __builtin_shufflevector(even, odd, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6,
+                                             22, 7, 23));
+    store(codes + i + 16, __builtin_shufflevector(even, odd, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28,
+                                                  13, 29, 14, 30, 15, 31));
   }
 }
 

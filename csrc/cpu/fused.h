@@ -47,7 +47,9 @@ PHIQUANT_INLINE void store_sum(const FusedTask& task, int64_t m, int64_t row, fl
   static_cast<uint16_t*>(task.out)[at] = bits[0];
 }
 
-inline constexpr int kMostRows = 16;  // of x
+inline constexpr int kMostRows = 8;  // of x
+
+static int64_t fused_rows(const Layout&) { return kMostRows; }
 
 template <class Multiply>
 PHIQUANT_INLINE bool for_groups(const FusedTask& task, int64_t row, Multiply multiply) {

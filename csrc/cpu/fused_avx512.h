@@ -11,6 +11,10 @@ PHIQUANT_INLINE bool has_fast_fused(const Layout& layout) {
   return has_nibbles(layout) && layout.exponent >= -46;
 }
 
+static int64_t fast_fused_rows(const Layout& layout) {
+  return has_fast_fused(layout) ? 16 : fused_rows(layout);
+}
+
 struct FusedTables {
   Curve curve;
   IndexLevels levels;

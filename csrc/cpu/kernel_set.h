@@ -11,6 +11,7 @@
 #endif
 #if !defined(PHIQUANT_FUSED)
 #define PHIQUANT_FUSED fused
+#define PHIQUANT_FUSED_ROWS fused_rows
 #endif
 #define PHIQUANT_TEXT_OF(name) #name
 #define PHIQUANT_TEXT(name) PHIQUANT_TEXT_OF(name)
@@ -18,8 +19,9 @@
 namespace phiquant::cpu::PHIQUANT_ISA {
 
 const Kernels& kernels() {
-  static constexpr Kernels set{PHIQUANT_TEXT(PHIQUANT_ISA), PHIQUANT_DECODE, encode, prepare,
-                               PHIQUANT_FUSED};
+  static constexpr Kernels set{
+      PHIQUANT_TEXT(PHIQUANT_ISA), PHIQUANT_DECODE, encode, prepare, PHIQUANT_FUSED,
+      PHIQUANT_FUSED_ROWS};
   return set;
 }
 

@@ -86,6 +86,8 @@ struct Kernels {
   // x[m, columns] of dtype to fp32 in the order in which `fused` unpacks weights, padded with 0.
   void (*prepare)(const Layout& layout, Dtype dtype, const void* x, int64_t m, float* prepared);
   Status (*fused)(const FusedTask& task, int64_t begin, int64_t end);
+  // Up to how many rows of x `fused` is worth it; above, decode blocks and multiply them.
+  int64_t (*fused_rows)(const Layout& layout);
 };
 
 }  // namespace phiquant::cpu

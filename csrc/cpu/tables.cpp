@@ -3,6 +3,7 @@
 #include <cmath>
 #include <map>
 #include <mutex>
+#include <numbers>
 #include <utility>
 
 #include "phiquant/grid.h"
@@ -46,7 +47,7 @@ double inverse_of(double level, double bend) {
 void fit_segment(double left, double width, double bend, double out[kDegree + 1]) {
   double node[kDegree + 1], difference[kDegree + 1];
   for (int i = 0; i <= kDegree; i++) {
-    node[i] = width * (1 - std::cos((i + 0.5) * M_PI / (kDegree + 1))) / 2;
+    node[i] = width * (1 - std::cos((i + 0.5) * std::numbers::pi / (kDegree + 1))) / 2;
     difference[i] = inverse_of(left + node[i] - kInverseOffset, bend);
   }
   for (int order = 1; order <= kDegree; order++) {
