@@ -205,7 +205,7 @@ class TestViews:
             lambda w: w.view(4, 4, 192).permute(2, 0, 1),
             lambda w: w.expand(2, 16, 192),
             lambda w: w.unbind()[3],
-            lambda w: w[torch.tensor([1, 3])],
+            lambda w: w[torch.arange(16) < 3],
             lambda w: w.split(50, dim=1)[1],
         ],
     )
@@ -240,6 +240,12 @@ class TestViews:
             view(matrix.dequantize())
         with pytest.raises(theirs.type):
             view(matrix)
+
+    def test_a_row_of_every_transposed_matrix(self) -> None:
+        weight = compressed(6, 4, 160, group_size=32)
+        picked = weight.mT.select(-1, 2)
+        assert isinstance(picked, PhiTensor)
+        assert torch.equal(picked.dequantize(), weight.dequantize().mT.select(-1, 2))
 
     @settings(max_examples=60, deadline=None)
     @given(st.data())

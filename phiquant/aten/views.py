@@ -87,9 +87,12 @@ def _(func: Callable[..., Tensor], types: Any, args: Any, kwargs: Any) -> Tensor
     """A row, or the matrix of one expert; a row stays compressed so that no write to it is lost."""
     self, dim, place = args
     stored = _stored_dim(self, dim)
-    if stored == self.scale_plane.dim() - 1 or (self.transposed and self.scale_plane.dim() == 2):
+    last = self.scale_plane.dim() - 1
+    if stored == last:
         return decode_and_run(func, args, kwargs)
     picked = self._apply_fn_to_data(lambda plane: plane.select(stored, place))
+    if stored == last - 1:  # one row of each: no rows are left that a transpose could swap
+        picked = picked._with(transposed=False)
     return return_and_correct_aliasing(func, args, kwargs, picked)
 
 
