@@ -29,7 +29,7 @@ SETS: dict[str, tuple[float, ...]] = {
         PHI**-4, PHI**-3, 0.5 / PHI, PHI**-2, MIDDLE, 0.5, 1 - MIDDLE, 1 - PHI**-8,
     ),
 }  # fmt: skip
-PRICES = (0.0, 1 / 64, 1 / 32, 1 / 16, 1 / 8)
+PRICES = (0.0, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 2)
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def trial(groups: Tensor, bend: float) -> Tensor:
     middle = level((code + 0.5) * 0.5**DEPTH - (HALF - 0.5), bend) * scale
     below = places[code] < 0
     lower, upper = (edges.gather(1, code + step) for step in (0, 1))
-    inner, outer = torch.where(below, -upper, lower), torch.where(below, -lower, upper)
+    inner, outer = torch.where(below, upper, lower).abs(), torch.where(below, lower, upper).abs()
     floats = first_rank(outer, below, torch.bfloat16) - first_rank(
         inner, below & (inner > 0), torch.bfloat16
     )

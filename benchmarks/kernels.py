@@ -33,7 +33,7 @@ Contender = Callable[[Tensor], Tensor]
 
 def settings(layout: Layout) -> tuple[Any, ...]:
     bits = (layout.index_bits, layout.deviation_bits, layout.group_size)
-    return *bits, layout.grid, layout.exponent
+    return *bits, layout.grid, layout.exponent, layout.stored_dtype
 
 
 def encode(weight: Tensor, layout: Layout, fit: str = "joint") -> Planes:

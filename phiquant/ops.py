@@ -2,11 +2,13 @@
 
 The compiled library holds kernels only, and registers them over the reference ones. Arguments that
 describe the planes are those of :class:`phiquant.codec.Layout`; planes that a layout does not have
-are None as inputs, and tensors of width zero as outputs of ``encode``.
+are None as inputs, and tensors of width zero as outputs of ``encode``. An exact weight takes both
+``encode``, which chooses the lossy planes, and ``encode_remainder``.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,15 +19,26 @@ from torch.nn import functional
 
 from phiquant import codec
 from phiquant.codec import Layout, Planes
+from phiquant.codec.layout import BLOCKS_PER_START, PADDING
 
-_PLANES = "Tensor index, Tensor? deviation, Tensor? deviation_low, Tensor scale"
-_BITS = "int index_bits, int deviation_bits, int group_size, str grid, int exponent"
+_LOSSY = "Tensor index, Tensor? deviation, Tensor? deviation_low, Tensor scale"
+_EXACT = "Tensor? remainder, Tensor? offsets, Tensor? starts, Tensor? exceptions"
+_PLANES = f"{_LOSSY}, {_EXACT}"
+_BITS = (
+    "int index_bits, int deviation_bits, int group_size, str grid, int exponent, "
+    "ScalarType? stored_dtype"
+)
+_COUNT = len(Planes._fields)
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
 
 _library = torch.library.Library("phiquant", "DEF")
 _library.define(
     f"encode(Tensor weight, Tensor? importance, {_BITS}, str fit) -> "
     "(Tensor, Tensor, Tensor, Tensor)",
+    tags=_TAGS,
+)
+_library.define(
+    f"encode_remainder(Tensor weight, {_LOSSY}, {_BITS}) -> (Tensor, Tensor, Tensor, Tensor)",
     tags=_TAGS,
 )
 _library.define(f"decode({_PLANES}, int columns, {_BITS}, ScalarType dtype) -> Tensor", tags=_TAGS)
@@ -48,50 +61,40 @@ def _encode(weight: Tensor, importance: Tensor | None, *bits: Any) -> tuple[Tens
         )
     planes = codec.encode(weight, Layout(weight.shape[-1], *shape), fit, importance)
     absent = (*weight.shape[:-1], 0)
-    return tuple(planes.index.new_empty(absent) if plane is None else plane for plane in planes)
+    return tuple(planes.index.new_empty(absent) if p is None else p for p in planes[:4])
 
 
-def _decode(
-    index: Tensor,
-    deviation: Tensor | None,
-    deviation_low: Tensor | None,
-    scale: Tensor,
-    columns: int,
-    *bits: Any,
-) -> Tensor:
-    *shape, dtype = bits
+def _encode_remainder(weight: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    planes, layout = Planes(*arguments[:4]), Layout(weight.shape[-1], *arguments[4:])
+    _check_stored(weight, layout)
+    layout.without_remainder.check(planes)
+    return codec.encode_remainder(weight, planes, layout)[4:]  # type: ignore[return-value]
+
+
+def _decode(*arguments: Any) -> Tensor:
+    *described, dtype = arguments
+    planes, layout = Planes(*described[:_COUNT]), Layout(*described[_COUNT:])
     _check_dtype("dtype", dtype)
-    planes, layout = Planes(index, deviation, deviation_low, scale), Layout(columns, *shape)
     if dtype == torch.float64:  # for numerical checks: the fp32 decode, wider
         return codec.decode(planes, layout).double()
     return codec.decode(planes, layout, dtype)
 
 
 def _linear(x: Tensor, *arguments: Any) -> Tensor:
-    *planes, bias, columns, index_bits, deviation_bits, group_size, grid, exponent = arguments
-    _check_input(x, columns)
+    planes, bias, layout = arguments[:_COUNT], arguments[_COUNT], arguments[_COUNT + 1 :]
+    _check_input(x, layout[0])
     _check_bias(bias, x.dtype, planes[0].shape[0])
-    weight = _decode(
-        *planes, columns, index_bits, deviation_bits, group_size, grid, exponent, x.dtype
-    )
+    weight = _decode(*planes, *layout, x.dtype)
     return functional.linear(x, weight, bias)
 
 
-def _embedding(
-    indices: Tensor,
-    index: Tensor,
-    deviation: Tensor | None,
-    deviation_low: Tensor | None,
-    scale: Tensor,
-    columns: int,
-    *bits: Any,
-) -> Tensor:
-    def rows(plane: Tensor) -> Tensor:
-        return functional.embedding(indices, plane)
-
-    high = None if deviation is None else rows(deviation)
-    low = None if deviation_low is None else rows(deviation_low)
-    return _decode(rows(index), high, low, rows(scale), columns, *bits)
+def _embedding(indices: Tensor, *arguments: Any) -> Tensor:
+    """Decodes only the rows that are asked for, like the compiled kernel."""
+    *described, dtype = arguments
+    planes, layout = Planes(*described[:_COUNT]), described[_COUNT:]
+    rows, place = indices.unique(return_inverse=True)
+    picked = codec.pick_rows(planes, rows.long(), layout[0])
+    return functional.embedding(place, _decode(*picked, *layout, dtype))
 
 
 def _fake_encode(weight: Tensor, importance: Tensor | None, *bits: Any) -> tuple[Tensor, ...]:
@@ -104,21 +107,41 @@ def _fake_encode(weight: Tensor, importance: Tensor | None, *bits: Any) -> tuple
     return *planes, weight.new_empty((*leading, layout.groups), dtype=torch.int16)
 
 
+def _fake_encode_remainder(weight: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    layout = Layout(weight.shape[-1], *arguments[4:])
+    _check_stored(weight, layout)
+    context = torch.library.get_ctx()
+    size, exceptions = context.new_dynamic_size(min=PADDING), context.new_dynamic_size(min=0)
+    blocks = math.prod(weight.shape[:-1]) * layout.blocks
+    starts = (blocks + BLOCKS_PER_START - 1) // BLOCKS_PER_START
+    return (
+        weight.new_empty(size, dtype=torch.uint8),
+        weight.new_empty((*weight.shape[:-1], layout.blocks), dtype=torch.int16),
+        weight.new_empty(starts, dtype=torch.int64),
+        weight.new_empty((exceptions, 2), dtype=torch.int64),
+    )
+
+
 def _fake_decode(index: Tensor, *arguments: Any) -> Tensor:
-    columns, dtype = arguments[3], arguments[-1]
+    columns, dtype = arguments[_COUNT - 1], arguments[-1]
     return index.new_empty((*index.shape[:-1], columns), dtype=dtype)
 
 
 def _fake_linear(x: Tensor, index: Tensor, *arguments: Any) -> Tensor:
     _check_device("x", x, index)
-    _check_input(x, arguments[4])
+    _check_input(x, arguments[_COUNT])
     return x.new_empty((*x.shape[:-1], index.shape[0]))
 
 
 def _fake_embedding(indices: Tensor, index: Tensor, *arguments: Any) -> Tensor:
     _check_device("indices", indices, index)
-    columns, dtype = arguments[3], arguments[-1]
+    columns, dtype = arguments[_COUNT - 1], arguments[-1]
     return index.new_empty((*indices.shape, columns), dtype=dtype)
+
+
+def _check_stored(weight: Tensor, layout: Layout) -> None:
+    if weight.dtype != layout.stored_dtype:
+        raise ValueError(f"weight: expected {layout.stored_dtype}, as stored, got {weight.dtype}")
 
 
 def _check_input(x: Tensor, columns: int) -> None:
@@ -145,25 +168,26 @@ def _check_device(name: str, tensor: Tensor, index: Tensor) -> None:
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, index, deviation, deviation_low, scale, bias, *ctx.layout = inputs
-    ctx.save_for_backward(index, deviation, deviation_low, scale)
+    x, planes, (bias, *ctx.layout) = inputs[0], inputs[1 : _COUNT + 1], inputs[_COUNT + 1 :]
+    ctx.save_for_backward(*planes)
     ctx.dtype, ctx.has_bias = x.dtype, bias is not None
 
 
 def _linear_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     """Gradients of the input and the bias; the planes are integers and have none."""
-    needs_input, needs_bias = ctx.needs_input_grad[0], ctx.needs_input_grad[5]
+    needs_input, needs_bias = ctx.needs_input_grad[0], ctx.needs_input_grad[_COUNT + 1]
     of_input = of_bias = None
     if needs_input:
         weight = torch.ops.phiquant.decode(*ctx.saved_tensors, *ctx.layout, ctx.dtype)
         of_input = gradient @ weight
     if needs_bias and ctx.has_bias:
         of_bias = gradient.flatten(0, -2).sum(0) if gradient.dim() > 1 else gradient
-    return of_input, None, None, None, None, of_bias, *(None for _ in ctx.layout)
+    return of_input, *(None,) * _COUNT, of_bias, *(None for _ in ctx.layout)
 
 
 for _name, _kernel, _fake in (
     ("encode", _encode, _fake_encode),
+    ("encode_remainder", _encode_remainder, _fake_encode_remainder),
     ("decode", _decode, _fake_decode),
     ("linear", _linear, _fake_linear),
     ("embedding", _embedding, _fake_embedding),

@@ -36,8 +36,8 @@ def is_nearest_float(value: float, exact: Decimal) -> bool:
 
 def exact_bends() -> list[Decimal]:
     phi = golden_ratio()
-    half = Decimal("0.5")
-    return [Decimal(0), phi**-4, phi**-3, phi**-2, half, 1 / phi, 1 - phi**-3, 1 - phi**-5]
+    half, middle = Decimal("0.5"), phi**-2 + phi**-6
+    return [phi**-4, phi**-3, half / phi, phi**-2, middle, half, 1 - middle, 1 / phi]
 
 
 def fp32(value: float) -> float:

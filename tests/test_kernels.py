@@ -27,7 +27,7 @@ EVERY_FORMAT = pytest.mark.parametrize(("grid", "index", "deviation"), BITS, ids
 def settings(layout: Layout) -> tuple[Any, ...]:
     """The layout as the ops take it, without columns."""
     bits = (layout.index_bits, layout.deviation_bits, layout.group_size)
-    return *bits, layout.grid, layout.exponent
+    return *bits, layout.grid, layout.exponent, layout.stored_dtype
 
 
 def random_planes(layout: Layout, rows: int) -> Planes:

@@ -12,7 +12,9 @@ PHIQUANT_INLINE double score_of(const Errors& errors) {
   return errors.index * errors.index * errors.deepest;
 }
 
-PHIQUANT_INLINE int32_t golden_code(const EncodeTask& task, float weight, float scale) {
+PHIQUANT_INLINE int32_t golden_code(const EncodeTask& task, float turned, float scale) {
+  // -0.0 sorts below +0.0, as in score.h
+  const float weight = turned == 0 && __builtin_signbit(turned) ? -0x1p-149f : turned;
   int32_t code = 0;
   for (int bit = code_bits(task.layout) - 1; bit >= 0; bit--) {
     const int32_t higher = code | 1 << bit;

@@ -44,6 +44,11 @@ PHIQUANT_INLINE vf edge(const PhiSearch& search, const Trial& trial, vi code) {
   return value(trial, to_float(code) * sub_cell_width(search.layout) - first) * trial.scale;
 }
 
+// -0.0 sorts below +0.0: as the number below it, since no other lies between them.
+PHIQUANT_INLINE vf below_zero(vf weight) {
+  return (vi)weight == INT32_MIN ? vf{} - 0x1p-149f : weight;
+}
+
 // The reference's binary search: the largest code whose lower edge does not exceed the weight.
 PHIQUANT_INLINE vi search_codes(const PhiSearch& search, const Trial& trial, vf weight) {
   vi code{};
@@ -55,12 +60,13 @@ PHIQUANT_INLINE vi search_codes(const PhiSearch& search, const Trial& trial, vf 
 }
 
 // The same from an estimate, which is off by at most one where the trial is plain.
-PHIQUANT_INLINE vi find_codes(const PhiSearch& search, const Trial& trial, vf weight) {
+PHIQUANT_INLINE vi find_codes(const PhiSearch& search, const Trial& trial, vf turned) {
+  const vf weight = below_zero(turned);
   if (!trial.plain) return search_codes(search, trial, weight);
   const vi n = truncate(estimate(*trial.inverse, absolute(weight), 1.0f / trial.scale));
-  const int below_zero = search.layout.deviation_bits == 0 ? 0 : 1;
+  const int mirrored = search.layout.deviation_bits == 0 ? 0 : 1;
   const vi last = splat(search.last_code);
-  vi code = search.zero_code + (weight < 0.0f ? -n - below_zero : n);
+  vi code = search.zero_code + (weight < 0.0f ? -n - mirrored : n);
   code = code < 0 ? vi{} : code > last ? last : code;
   const vi up = (edge(search, trial, code + 1) <= weight) & (code < last);
   const vi down = (edge(search, trial, code) > weight) & (code > 0);

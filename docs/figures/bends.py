@@ -13,7 +13,7 @@ import torch
 
 from phiquant.grid import BENDS, Grid
 
-LABELS = ("0", "φ⁻⁴", "φ⁻³", "φ⁻²", "1/2", "φ⁻¹", "1 − φ⁻³", "1 − φ⁻⁵")
+LABELS = ("φ⁻⁴", "φ⁻³", "φ⁻¹/2", "φ⁻²", "φ⁻² + φ⁻⁶", "1/2", "1 − φ⁻² − φ⁻⁶", "φ⁻¹")
 
 
 def main() -> None:

@@ -1,10 +1,11 @@
 """Weights to planes and back: the readable reference of format version 1 (docs/format.md)."""
 
 from phiquant.codec.decode import decode
-from phiquant.codec.encode import DTYPES, FITS, encode
-from phiquant.codec.layout import GROUP_SIZES, Layout, Planes
+from phiquant.codec.encode import FITS, encode, encode_remainder
+from phiquant.codec.layout import DTYPES, GROUP_SIZES, Layout, Planes
 from phiquant.codec.packing import pack, unpack
 from phiquant.codec.scales import exponent_for, read_words
+from phiquant.codec.views import cut_rows, pick_rows
 
 __all__ = [
     "DTYPES",
@@ -12,10 +13,13 @@ __all__ = [
     "GROUP_SIZES",
     "Layout",
     "Planes",
+    "cut_rows",
     "decode",
     "encode",
+    "encode_remainder",
     "exponent_for",
     "pack",
+    "pick_rows",
     "read_words",
     "unpack",
 ]

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from phiquant.codec.layout import Layout
 
+SMALLEST_FLOAT = 2.0**-149
+
 
 def edges(codes: Tensor, bend: Tensor, layout: Layout, bits: int) -> Tensor:
     """fp32 lower edges of sub-cells at scale 1; ``bits`` deviation bits are read."""
@@ -25,7 +27,7 @@ def levels(codes: Tensor, bend: Tensor, layout: Layout, bits: int) -> Tensor:
 
 
 def find(weight: Tensor, scale: Tensor, bend: Tensor, layout: Layout) -> Tensor:
-    """The codes of weights.
+    """The codes of weights. -0.0 sorts below +0.0, as no other number lies between them.
 
     Args:
         weight: fp32 ``[groups, group_size]``.
@@ -36,6 +38,7 @@ def find(weight: Tensor, scale: Tensor, bend: Tensor, layout: Layout) -> Tensor:
         int64 codes of weight's shape. A weight beyond the grid gets the nearest code.
     """
     weight = torch.where(scale < 0, -weight, weight)
+    weight = torch.where((weight == 0) & weight.signbit(), -SMALLEST_FLOAT, weight)
     code = torch.zeros_like(weight, dtype=torch.int64)
     for bit in reversed(range(layout.index_bits + layout.deviation_bits)):
         higher = code | 1 << bit

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from phiquant.codec import cells
+from phiquant.codec import cells, exceptions, remainder
 from phiquant.codec.denormals import denormals_kept
 from phiquant.codec.layout import Layout, Planes
 from phiquant.codec.packing import unpack
@@ -27,16 +27,26 @@ def join_codes(planes: Planes, layout: Layout) -> Tensor:
 def decode(planes: Planes, layout: Layout, dtype: torch.dtype = torch.float32) -> Tensor:
     """The readable reference of the decoder: ``[..., columns]`` in ``dtype``.
 
-    Magnitudes above the largest finite value of ``dtype`` saturate to it.
+    With a remainder that is the original, rounded if ``dtype`` is narrower; without, the level of
+    the deepest code. Magnitudes above the largest finite value of ``dtype`` saturate to it.
 
     Raises:
-        ValueError: the planes do not fit the layout, or a scale word is not valid.
+        ValueError: the planes do not fit the layout, a scale word is not valid, or the remainder
+            plane does not follow from the others.
     """
     layout.check(planes)
     with denormals_kept():
         scale, bend = read_words(planes.scale, layout)
         codes = join_codes(planes, layout).unflatten(-1, (layout.groups, layout.group_size))
-        level = cells.levels(codes, bend.unsqueeze(-1), layout, layout.deviation_bits)
-        weight = (level * scale.unsqueeze(-1)).flatten(-2)[..., : layout.columns]
-        largest = torch.finfo(dtype).max
-        return weight.clamp(-largest, largest).to(dtype)
+        scale, bend = scale.unsqueeze(-1), bend.unsqueeze(-1)
+        if layout.stored_dtype is not None:
+            cells_of = remainder.subcells(codes, scale, bend, layout, layout.stored_dtype)
+            cells_of = remainder.of_rows(cells_of, layout.columns)
+            weight = remainder.decode(planes, cells_of, layout.stored_dtype)
+        else:
+            level = cells.levels(codes, bend, layout, layout.deviation_bits)
+            weight = (level * scale).flatten(-2)[..., : layout.columns]
+        if layout.stored_dtype != dtype:
+            largest = torch.finfo(dtype).max
+            weight = weight.float().clamp(-largest, largest).to(dtype)
+        return exceptions.put(weight, planes.exceptions)

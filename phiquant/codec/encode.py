@@ -5,14 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from phiquant.codec import cells
+from phiquant.codec import cells, exceptions, remainder
+from phiquant.codec.decode import join_codes
 from phiquant.codec.denormals import denormals_kept
 from phiquant.codec.layout import Layout, Planes, check_choice
 from phiquant.codec.packing import pack
 from phiquant.codec.scales import power_of_two, read_words, smallest_scale, smallest_words
 
-FITS = ("joint", "index", "deviation")
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+FITS = ("joint", "index", "deviation", "exact")
+PRICES = {"joint": 1 / 32, "exact": 1 / 4}  # of a remainder bit, in bits of the score's logarithm
 LARGEST = torch.finfo(torch.float32).max
 
 
@@ -22,19 +23,23 @@ def encode(
     """The readable reference of the encoder.
 
     Args:
-        weight: bf16, fp16 or fp32 ``[..., columns]``, finite.
+        weight: bf16, fp16 or fp32 ``[..., columns]``, finite. With ``layout.stored_dtype``, which
+            is then its dtype, it may hold infinities and NaN.
         layout: how to cut the planes; ``layout.exponent`` as from :func:`exponent_for`.
         fit: what the choice of sign and bend minimises: "index" or "deviation", the squared error
-            of that tier, or "joint", log(index) + 1/2 log(deviation).
+            of that tier, or "joint", log(index) + 1/2 log(deviation). Where there is a remainder,
+            its bits have a price in "joint", and a higher one in "exact".
         importance: fp32 ``[columns]`` >= 0, weights of the squared errors, or None for ones.
 
     Raises:
-        ValueError: ``fit`` is unknown.
+        ValueError: ``fit`` is unknown, or "exact" without a stored dtype.
     """
-    check_choice("fit", fit, FITS)
-    leading = weight.shape[:-1]
+    check_fit(fit, layout)
+    leading, weight = weight.shape[:-1], weight.detach()
+    if layout.stored_dtype is not None:
+        weight = torch.where(weight.isfinite(), weight, 0)  # an exception; any code will do
     with denormals_kept():
-        groups = _grouped(weight.detach().float(), layout)
+        groups = _grouped(weight.float(), layout)
         words = choose_words(groups, layout, fit, _weights_of_errors(weight, importance, layout))
         scale, bend = read_words(words, layout)
         codes = cells.find(groups, scale.unsqueeze(-1), bend.unsqueeze(-1), layout)
@@ -43,6 +48,30 @@ def encode(
     )
     planes = split_codes(codes.view(*leading, layout.groups * layout.group_size), layout)
     return planes._replace(scale=words.view(*leading, layout.groups))
+
+
+def encode_remainder(weight: Tensor, planes: Planes, layout: Layout) -> Planes:
+    """The lossy ``planes`` of a weight with what is left to ``weight`` itself, bit for bit.
+
+    Args:
+        weight: what :func:`encode` was given, in ``layout.stored_dtype``.
+    """
+    assert layout.stored_dtype is not None
+    with denormals_kept():
+        scale, bend = read_words(planes.scale, layout)
+        codes = join_codes(planes, layout).unflatten(-1, (layout.groups, layout.group_size))
+        within = remainder.subcells(
+            codes, scale.unsqueeze(-1), bend.unsqueeze(-1), layout, layout.stored_dtype
+        )
+        within = remainder.of_rows(within, layout.columns)
+        planes, astray = remainder.encode(weight, within, planes)
+        return planes._replace(exceptions=exceptions.collect(weight, astray))
+
+
+def check_fit(fit: str, layout: Layout) -> None:
+    check_choice("fit", fit, FITS)
+    if fit == "exact" and layout.stored_dtype is None:
+        raise ValueError("fit='exact' minimises the remainder, which needs exact=True")
 
 
 def split_codes(codes: Tensor, layout: Layout) -> Planes:
@@ -85,7 +114,7 @@ def _score(
     importance: Tensor | None,
     unit: Tensor,
 ) -> Tensor:
-    """What ``fit`` minimises, fp64 ``[n]``; the joint log is taken as a product."""
+    """What ``fit`` minimises, fp64 ``[n]``; sums of logarithms are taken as products."""
     bends = torch.full((1, 1), bend, device=groups.device)
     codes = cells.find(groups, scale, bends, layout)
 
@@ -98,7 +127,15 @@ def _score(
     if fit == "index" or layout.deviation_bits == 0:
         return error(0)
     deepest = error(layout.deviation_bits)
-    return deepest if fit == "deviation" else error(0).square() * deepest
+    if fit == "deviation":
+        return deepest
+    joint = error(0).square() * deepest
+    if layout.stored_dtype is None:
+        return joint
+    within = remainder.subcells(codes, scale, bends, layout, layout.stored_dtype)
+    pad = _is_padding(layout, groups.device).repeat(len(groups) // layout.groups, 1)
+    bits = torch.where(pad, 0, within.width).sum(-1)
+    return joint * torch.exp2(bits.double() * PRICES[fit])
 
 
 def _normaliser(absmax: Tensor) -> Tensor:

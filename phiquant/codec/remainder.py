@@ -9,8 +9,6 @@ once. A block is at most 512 weights of one row, and starts at a byte that two o
 Not every weight is among its sub-cell's floats: infinities and NaN have none, -0.0 compares equal
 to an edge whose other side it is on, and at the border of a dtype no scale may cover a group.
 :func:`encode` says which, and the caller keeps those bits elsewhere.
-
-No file and no tensor holds this plane yet: the codec comes first.
 """
 
 from __future__ import annotations
@@ -21,25 +19,8 @@ import torch
 from torch import Tensor
 
 from phiquant.codec import cells
-from phiquant.codec.layout import Layout
+from phiquant.codec.layout import BLOCK, BLOCKS_PER_START, PADDING, Layout, Planes
 from phiquant.codec.ranks import first_rank, join_sign, split_sign
-
-BLOCK = 512  # weights
-BLOCKS_PER_START = 32
-PADDING = 8  # zero bytes after the last block, so that readers may load whole words
-
-
-class Remainder(NamedTuple):
-    """The stored remainders of one weight.
-
-    payload: uint8 ``[n]``, the remainders of block after block, least significant bit first.
-    offsets: int16 ``[..., blocks of a row]``, the bits of unsigned bytes from the block's start.
-    starts: int64 ``[all blocks / 32]``, the byte at which every 32nd block begins.
-    """
-
-    payload: Tensor
-    offsets: Tensor
-    starts: Tensor
 
 
 class Subcells(NamedTuple):
@@ -47,11 +28,13 @@ class Subcells(NamedTuple):
 
     negative: bool, the sign bit of the weight.
     first: int64, the rank of the sub-cell's float that is nearest to zero.
+    count: int64, how many floats the sub-cell holds, at least 1.
     width: int64, the bits of the remainder: those of the largest.
     """
 
     negative: Tensor
     first: Tensor
+    count: Tensor
     width: Tensor
 
 
@@ -70,12 +53,17 @@ def subcells(
     depth = layout.deviation_bits
     lower, upper = (cells.edges(codes + step, bend, layout, depth) * scale.abs() for step in (0, 1))
     below = codes < zero_code(layout)
-    inner, outer = torch.where(below, -upper, lower), torch.where(below, -lower, upper)
+    inner, outer = torch.where(below, upper, lower).abs(), torch.where(below, lower, upper).abs()
     # Below zero a sub-cell holds its outer edge and not its inner one; the last holds both.
     last = codes == (1 << layout.index_bits + depth) - 1
     first = first_rank(inner, below & (inner > 0), dtype)
     count = (first_rank(outer, below | last, dtype) - first).clamp(min=1)
-    return Subcells(below ^ (scale < 0), first, bit_length(count - 1))
+    return Subcells(below ^ (scale < 0), first, count, bit_length(count - 1))
+
+
+def of_rows(cells_of: Subcells, columns: int) -> Subcells:
+    """From groups ``[..., groups, group_size]`` to rows ``[..., columns]``, without the pad."""
+    return Subcells(*(part.flatten(-2)[..., :columns] for part in cells_of))
 
 
 def zero_code(layout: Layout) -> int:
@@ -88,92 +76,101 @@ def bit_length(numbers: Tensor) -> Tensor:
     return torch.where(numbers > 0, torch.frexp(numbers.double()).exponent, 0).long()
 
 
-def encode(weight: Tensor, cells_of: Subcells, layout: Layout) -> tuple[Remainder, Tensor]:
-    """Remainders of a weight.
+def encode(weight: Tensor, cells_of: Subcells, planes: Planes) -> tuple[Planes, Tensor]:
+    """``planes`` with the remainders of a weight, and which weights are astray.
 
     Args:
         weight: ``[..., columns]`` in the dtype that is encoded.
-        cells_of: of its codes, ``[..., groups, group_size]``.
+        cells_of: of its codes, ``[..., columns]``.
+        planes: the lossy planes.
 
     Returns:
-        (the remainder plane, bool of weight's shape: True where a weight is not in its sub-cell
-        and must be stored as an exception; its remainder is 0).
+        (planes with remainder, offsets and starts; bool of weight's shape: True where a weight is
+        not in its sub-cell and must be stored as an exception; its remainder is 0).
     """
     negative, ranks = split_sign(weight)
-    flat = Subcells(*(part.flatten(-2)[..., : layout.columns] for part in cells_of))
-    rest = ranks - flat.first
-    astray = (negative != flat.negative) | (rest < 0) | (rest >> flat.width > 0)
+    rest = ranks - cells_of.first
+    astray = (negative != cells_of.negative) | (rest < 0) | (rest >= cells_of.count)
     rest = torch.where(astray, 0, rest)
-    places, ends = _places(flat.width)
+    sizes, places = _places(cells_of.width)
+    ends = torch.nn.functional.pad(sizes.flatten().cumsum(0), (1, 0))
+    places = _from_byte(places, ends[:-1].view(sizes.shape))
     stream = torch.zeros(8 * (int(ends[-1]) + PADDING), dtype=torch.uint8, device=weight.device)
-    for bit in range(int(flat.width.max())):
-        has = flat.width > bit
+    for bit in range(int(cells_of.width.max()) if weight.numel() else 0):
+        has = cells_of.width > bit
         stream[places[has] + bit] = (rest[has] >> bit & 1).to(torch.uint8)
-    weights_of_bits = 1 << torch.arange(8, device=weight.device)
-    payload = (stream.view(-1, 8) * weights_of_bits).sum(-1).to(torch.uint8)
-    return Remainder(payload, *_offsets(ends, weight.shape[:-1])), astray
+    powers = 1 << torch.arange(8, device=weight.device)
+    payload = (stream.view(-1, 8) * powers).sum(-1).to(torch.uint8)
+    starts = ends[:-1][::BLOCKS_PER_START].clone()
+    offsets = ends[:-1] - starts.repeat_interleave(BLOCKS_PER_START)[: ends.numel() - 1]
+    offsets = offsets.to(torch.int32).to(torch.int16).view(sizes.shape)  # keeps the low 16 bits
+    return planes._replace(remainder=payload, offsets=offsets, starts=starts), astray
 
 
-def decode(remainder: Remainder, cells_of: Subcells, layout: Layout, dtype: torch.dtype) -> Tensor:
-    """The original weight ``[..., columns]``, all bits of it.
+def begins_of(planes: Planes) -> Tensor:
+    """The byte at which every block begins, int64 ``[..., blocks]``."""
+    assert planes.offsets is not None and planes.starts is not None
+    starts, near = planes.starts, planes.offsets.long() & 0xFFFF
+    if starts.numel() != near.numel():
+        starts = starts.repeat_interleave(BLOCKS_PER_START)[: near.numel()]
+    return starts.view(near.shape) + near
+
+
+def decode(planes: Planes, cells_of: Subcells, dtype: torch.dtype) -> Tensor:
+    """The original weight ``[..., columns]``, all bits of it but for exceptions.
 
     Raises:
-        ValueError: an offset does not follow from the widths, or the payload is too short or
-            too long.
+        ValueError: a block does not lie in the remainder plane, blocks do not follow each other,
+            or a remainder is not in its sub-cell; the message names the first such block.
     """
-    flat = Subcells(*(part.flatten(-2)[..., : layout.columns] for part in cells_of))
-    places, ends = _places(flat.width)
-    wanted = _offsets(ends, flat.width.shape[:-1])
-    check(remainder, wanted, int(ends[-1]))
+    assert planes.remainder is not None
+    sizes, places = _places(cells_of.width)
+    begins = begins_of(planes)
+    check_blocks(planes, begins, sizes)
+    places = _from_byte(places, begins)
     bits = torch.arange(8, device=places.device)
-    stream = (remainder.payload.unsqueeze(-1).long() >> bits & 1).flatten()
-    rest = torch.zeros_like(flat.width)
-    for bit in range(int(flat.width.max())):
-        has = flat.width > bit
+    stream = (planes.remainder.unsqueeze(-1).long() >> bits & 1).flatten()
+    rest = torch.zeros_like(cells_of.width)
+    for bit in range(int(cells_of.width.max()) if rest.numel() else 0):
+        has = cells_of.width > bit
         rest[has] |= stream[places[has] + bit] << bit
-    return join_sign(flat.negative, flat.first + rest, dtype)
+    _check_none(rest >= cells_of.count, "holds a remainder that is not in its sub-cell")
+    return join_sign(cells_of.negative, cells_of.first + rest, dtype)
 
 
-def check(remainder: Remainder, wanted: tuple[Tensor, Tensor], size: int) -> None:
-    """Raise ValueError unless the plane is as long as the widths say and its offsets are theirs."""
-    for name, stored, right in zip(("offsets", "starts"), remainder[1:], wanted, strict=True):
-        if stored.dtype != right.dtype or stored.shape != right.shape:
-            raise ValueError(
-                f"remainder.{name}: expected {right.dtype} of shape {tuple(right.shape)}, got "
-                f"{stored.dtype} of shape {tuple(stored.shape)}"
-            )
-        if not torch.equal(stored, right):
-            block = int((stored != right).flatten().nonzero()[0])
-            raise ValueError(
-                f"remainder.{name}: number {block} does not follow from the other planes: "
-                "they are corrupt, or of two different encodings"
-            )
-    if remainder.payload.dtype != torch.uint8 or remainder.payload.shape != (size + PADDING,):
-        raise ValueError(
-            f"remainder.payload: expected torch.uint8 of shape ({size + PADDING},), got "
-            f"{remainder.payload.dtype} of shape {tuple(remainder.payload.shape)}"
-        )
+def check_blocks(planes: Planes, begins: Tensor, sizes: Tensor) -> None:
+    """Raise ValueError unless every block is inside of the plane, and begins where one ends."""
+    assert planes.remainder is not None and planes.starts is not None
+    end = planes.remainder.numel() - PADDING
+    ends = begins + sizes
+    _check_none((begins < 0) | (ends > end), "is not inside of the remainder plane")
+    if planes.starts.numel() != begins.numel():
+        after = torch.cat([begins.flatten()[1:], begins.new_tensor([end])])
+        message = "does not end where the next one begins"
+        _check_none(ends.flatten() != after, message)
+
+
+def _check_none(bad: Tensor, what: str) -> None:
+    if not bool(bad.any()):
+        return
+    per_block = 1
+    if what.startswith("holds"):
+        bad = torch.nn.functional.pad(bad, (0, -bad.shape[-1] % BLOCK))
+        per_block = BLOCK
+    block = int(bad.flatten().nonzero()[0]) // per_block
+    raise ValueError(
+        f"remainder: block {block} {what}: the planes are corrupt, or of two different encodings"
+    )
 
 
 def _places(width: Tensor) -> tuple[Tensor, Tensor]:
-    """Where remainders begin, in bits ``[..., columns]``; where blocks end, in bytes ``[n + 1]``.
-
-    The first end is 0: block b takes the bytes from ``ends[b]`` to ``ends[b + 1]``.
-    """
+    """Bytes of blocks ``[..., blocks]``, and bits ``[..., columns]`` from a block's first byte."""
     columns = width.shape[-1]
     blocks = torch.nn.functional.pad(width, (0, -columns % BLOCK)).unflatten(-1, (-1, BLOCK))
-    sizes = (blocks.sum(-1) + 7) // 8
-    ends = torch.nn.functional.pad(sizes.flatten().cumsum(0), (1, 0))
-    begins = ends[:-1].view(sizes.shape)
-    places = begins.unsqueeze(-1) * 8 + blocks.cumsum(-1) - blocks
-    return places.flatten(-2)[..., :columns], ends
+    within = blocks.cumsum(-1) - blocks
+    return (blocks.sum(-1) + 7) // 8, within.flatten(-2)[..., :columns]
 
 
-def _offsets(ends: Tensor, leading: torch.Size) -> tuple[Tensor, Tensor]:
-    """The offsets ``[*leading, blocks of a row]`` and starts that say where blocks begin."""
-    begins = ends[:-1]
-    starts = begins[::BLOCKS_PER_START]
-    near = begins - starts.repeat_interleave(BLOCKS_PER_START)[: len(begins)]
-    # int16 holds the unsigned number's bits
-    signed = torch.where(near >= 1 << 15, near - (1 << 16), near).to(torch.int16)
-    return signed.view(*leading, -1), starts
+def _from_byte(places: Tensor, begins: Tensor) -> Tensor:
+    """Bits from the block's first byte to bits from the plane's."""
+    return places + 8 * begins.repeat_interleave(BLOCK, -1)[..., : places.shape[-1]]
