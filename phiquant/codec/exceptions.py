@@ -32,7 +32,7 @@ def put(weight: Tensor, exceptions: Tensor | None, rows: Tensor | None = None) -
     if exceptions is None or exceptions.shape[0] == 0 or weight.numel() == 0:
         return weight
     _check(exceptions)
-    places, bits = exceptions.unbind(-1)
+    places, bits = (part.contiguous() for part in exceptions.unbind(-1))
     flat, columns = weight.reshape(-1, weight.shape[-1]).clone(), weight.shape[-1]
     here = torch.arange(flat.shape[0], device=flat.device) if rows is None else rows.flatten()
     first, last = (torch.searchsorted(places, (here + step) * columns) for step in (0, 1))

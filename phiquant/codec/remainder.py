@@ -6,8 +6,8 @@ the one nearer to zero. How many floats there are follows from the sub-cell, so 
 is computed and never stored: a reader sums the widths of a block, and reads all its remainders at
 once. A block is at most 512 weights of one row, and starts at a byte that two offsets give.
 
-Not every weight is among its sub-cell's floats: infinities and NaN have none, -0.0 compares equal
-to an edge whose other side it is on, and at the border of a dtype no scale may cover a group.
+Not every weight is among its sub-cell's floats: infinities and NaN have none, and at the border of
+a dtype no scale may cover a group.
 :func:`encode` says which, and the caller keeps those bits elsewhere.
 """
 
@@ -142,12 +142,12 @@ def check_blocks(planes: Planes, begins: Tensor, sizes: Tensor) -> None:
     """Raise ValueError unless every block is inside of the plane, and begins where one ends."""
     assert planes.remainder is not None and planes.starts is not None
     end = planes.remainder.numel() - PADDING
-    ends = begins + sizes
-    _check_none((begins < 0) | (ends > end), "is not inside of the remainder plane")
+    outside = (begins < 0) | (begins > end - sizes)  # begins + sizes may overflow
+    _check_none(outside, "is not inside of the remainder plane")
     if planes.starts.numel() != begins.numel():
         after = torch.cat([begins.flatten()[1:], begins.new_tensor([end])])
         message = "does not end where the next one begins"
-        _check_none(ends.flatten() != after, message)
+        _check_none((begins + sizes).flatten() != after, message)
 
 
 def _check_none(bad: Tensor, what: str) -> None:

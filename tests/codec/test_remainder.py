@@ -1,139 +1,156 @@
-"""Remainders bring back every bit of a weight, whatever it is mixed with."""
+"""Remainders: which floats share a sub-cell, how wide their numbers are, and where they lie."""
 
 from __future__ import annotations
+
+import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from phiquant import codec
-from phiquant.codec import Layout, Planes, remainder
-from phiquant.codec import cells as cells_of
-from phiquant.codec.decode import join_codes
+from phiquant.codec import DTYPES, Layout, cells, remainder
+from phiquant.codec.layout import BLOCK, BLOCKS_PER_START, PADDING
 from phiquant.codec.ranks import split_sign
-from phiquant.codec.remainder import Remainder, Subcells
-from tests.codec.support import heavy_tailed, layout_for, normal
+from phiquant.codec.remainder import Subcells
+from tests.codec.support import exact, floats, heavy_tailed, join, normal
 
-INTEGERS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
-DTYPES = pytest.mark.parametrize("dtype", list(INTEGERS), ids=str)
+HALVES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+WORDS = [(0.0625, 0), (-0.0078125, 3), (1.9921875, 7), (-3.0e-7, 5)]
 
 
-def subcells(planes: Planes, layout: Layout, dtype: torch.dtype) -> Subcells:
+def sub_cells_of(weight: Tensor, planes: codec.Planes, layout: Layout) -> Subcells:
     scale, bend = codec.read_words(planes.scale, layout)
-    codes = join_codes(planes, layout).unflatten(-1, (layout.groups, layout.group_size))
-    return remainder.subcells(codes, scale.unsqueeze(-1), bend.unsqueeze(-1), layout, dtype)
+    codes = join(planes, layout).unflatten(-1, (layout.groups, layout.group_size))
+    found = remainder.subcells(codes, scale.unsqueeze(-1), bend.unsqueeze(-1), layout, weight.dtype)
+    return remainder.of_rows(found, layout.columns)
 
 
-def encoded(weight: Tensor, **arguments: object) -> tuple[Remainder, Tensor, Subcells, Layout]:
-    finite = torch.where(weight.isfinite(), weight, 0)
-    layout = layout_for(finite.float(), **arguments)
-    cells = subcells(codec.encode(finite, layout), layout, weight.dtype)
-    return *remainder.encode(weight, cells, layout), cells, layout
+class TestSubcells:
+    """Against a count of the floats that the search for cells puts into each."""
 
-
-def check_round_trip(weight: Tensor, **arguments: object) -> Tensor:
-    """Every bit comes back but where a weight is said to be astray; returns where."""
-    plane, astray, cells, layout = encoded(weight, **arguments)
-    again = remainder.decode(plane, cells, layout, weight.dtype)
-    integer = INTEGERS[weight.dtype]
-    assert torch.equal(again.view(integer)[~astray], weight.view(integer)[~astray])
-    return astray
-
-
-def is_special(weight: Tensor) -> Tensor:
-    """Infinities, NaN, zeros (of the sign the scale turns to -0.0), and what no scale covers."""
-    return ~weight.isfinite() | (weight == 0) | (weight.float().abs() >= 2.0**127)
-
-
-@pytest.mark.parametrize("order", ["ascending", "shuffled"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(
-    "arguments",
-    [{}, {"deviation_bits": 8, "group_size": 32}, {"deviation_bits": 2, "grid": "golden"}],
-    ids=str,
-)
-def test_every_16_bit_pattern_comes_back(
-    dtype: torch.dtype, order: str, arguments: dict[str, object]
-) -> None:
-    bits = torch.arange(-(1 << 15), 1 << 15)
-    if order == "shuffled":
-        bits = bits[torch.randperm(1 << 16, generator=torch.Generator().manual_seed(0))]
-    weight = bits.to(torch.int16).view(dtype).view(64, 1024)
-    astray = check_round_trip(weight, **arguments)
-    assert not (astray & ~is_special(weight)).any()
-
-
-def test_random_fp32_patterns_come_back() -> None:
-    generator = torch.Generator().manual_seed(0)
-    bits = torch.randint(-(1 << 31), 1 << 31, (256, 1000), generator=generator)
-    weight = bits.to(torch.int32).view(torch.float32)
-    assert not (check_round_trip(weight) & ~is_special(weight)).any()
-
-
-@DTYPES
-@pytest.mark.parametrize("columns", [1, 63, 64, 512, 513, 1100])
-def test_rows_of_any_length_come_back(dtype: torch.dtype, columns: int) -> None:
-    weight = heavy_tailed(3, columns).to(dtype)
-    assert not (check_round_trip(weight, deviation_bits=4) & ~is_special(weight)).any()
-
-
-def test_widths_hold_a_sub_cells_floats_and_no_bit_more() -> None:
-    weight = normal(16, 512).bfloat16()
-    layout = layout_for(weight.float())
-    row = codec.encode(weight, layout)
-    spread = codec.Layout(64, exponent=layout.exponent)
-    # All finite floats of one group's scale, by the codes they get there.
-    for group in range(3):
-        words = row.scale[0, group].expand((1 << 16) // 64, 1)
-        floats = torch.arange(-(1 << 15), 1 << 15).to(torch.int16).view(torch.bfloat16)
-        floats = torch.where(floats.isfinite(), floats, 0).view(-1, 64)
-        scale, bend = codec.read_words(words, spread)
-        codes = cells_of.find(floats.float(), scale, bend, spread)
-        inner = (codes > 0) & (codes < 255)
-        found = remainder.subcells(codes, scale, bend, spread, torch.bfloat16)
-        for code in codes[inner].unique()[::17]:
-            same = codes == code
-            held = split_sign(floats[same])[1].unique()
-            width = found.width[same][0].item()
-            assert (len(held) - 1).bit_length() == width
-
-
-def test_a_normal_weight_takes_three_bits_more_than_its_lossy_planes() -> None:
-    weight = (normal(16, 2048) * 0.02).bfloat16()
-    plane, _, _, _ = encoded(weight)
-    bits = 8 * sum(part.nbytes for part in plane) / weight.numel()
-    assert 2.9 < bits < 3.2
-
-
-class TestCorruptPlanes:
-    @pytest.fixture
-    def stored(self) -> tuple[Remainder, Subcells, Layout]:
-        plane, _, cells, layout = encoded(normal(8, 1024).bfloat16())
-        return plane, cells, layout
-
+    @pytest.mark.parametrize(("scale", "bend"), WORDS, ids=str)
     @pytest.mark.parametrize(
-        ("part", "change", "message"),
-        [
-            ("payload", lambda t: t[:-1], "payload: expected torch.uint8 of shape"),
-            ("payload", lambda t: t.short(), "payload: expected torch.uint8"),
-            ("offsets", lambda t: t + 1, "number 0 does not follow"),
-            ("offsets", lambda t: t[:, :1], "offsets: expected torch.int16 of shape"),
-            ("starts", lambda t: t + (1 << 40), "starts: number 0 does not follow"),
-        ],
-        ids=["too short", "another dtype", "shifted", "missing", "out of the file"],
+        ("grid", "index", "deviation"),
+        [("phi", 4, 4), ("phi", 2, 2), ("phi", 6, 8), ("golden", 5, 4), ("golden", 3, 2)],
     )
-    def test_are_an_error(
-        self, stored: tuple[Remainder, Subcells, Layout], part: str, change: object, message: str
+    @HALVES
+    def test_hold_the_floats_that_are_found_there(
+        self, dtype: torch.dtype, grid: str, index: int, deviation: int, scale: float, bend: int
     ) -> None:
-        plane, cells, layout = stored
-        bad = plane._replace(**{part: change(getattr(plane, part))})  # type: ignore[operator]
-        with pytest.raises(ValueError, match=message):
-            remainder.decode(bad, cells, layout, torch.bfloat16)
+        layout = Layout(64, index, deviation, grid=grid, stored_dtype=dtype)
+        where = torch.tensor([[scale]]), torch.tensor([[bend if grid == "phi" else 0]])
+        weight = self.covered(dtype, layout, *where)
+        codes = cells.find(weight.float(), *where, layout)[0]
+        negative, ranks = split_sign(weight[0])
+        everyone = torch.arange(1 << index + deviation)
+        found = remainder.subcells(everyone.unsqueeze(0), *where, layout, dtype)
+        held = torch.bincount(codes, minlength=everyone.numel())
+        some = held > 0
+        assert some.sum() > 4
+        assert torch.equal(found.count[0][some], held[some])
+        assert torch.equal(found.negative[0][codes], negative)
+        lowest = torch.full_like(everyone, 1 << 40).scatter_reduce(0, codes, ranks, "amin")
+        assert torch.equal(found.first[0][some], lowest[some])
+        highest = torch.zeros_like(everyone).scatter_reduce(0, codes, ranks, "amax")
+        assert torch.equal((highest - lowest + 1)[some], held[some])
 
-    def test_planes_of_another_encoding_are_an_error(
-        self, stored: tuple[Remainder, Subcells, Layout]
+    def covered(self, dtype: torch.dtype, layout: Layout, scale: Tensor, bend: Tensor) -> Tensor:
+        """``[1, n]``: every finite float from one end of the scaled grid to the other."""
+        every = floats(torch.arange(1 << 16), dtype)
+        every = every[every.isfinite()]
+        ends = torch.tensor([[0, 1 << layout.index_bits + layout.deviation_bits]])
+        low, high = (cells.edges(ends, bend, layout, layout.deviation_bits) * scale)[0].sort()[0]
+        return every[(low <= every.float()) & (every.float() <= high)].unsqueeze(0)
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    def test_widths_are_those_of_the_largest_remainder(self, dtype: torch.dtype) -> None:
+        weight = heavy_tailed(8, 640).to(dtype)
+        found = sub_cells_of(weight, *exact(weight))
+        for count, width in set(zip(*(t.flatten().tolist() for t in found[2:]), strict=True)):
+            assert width == (count - 1).bit_length()
+
+    def test_bit_length(self) -> None:
+        numbers = [0, 1, 2, 3, 4, 255, 256, 2**31 - 1, 2**31, 2**53 - 1]
+        lengths = remainder.bit_length(torch.tensor(numbers))
+        assert lengths.tolist() == [n.bit_length() for n in numbers]
+
+
+class TestStream:
+    """The bytes, against a reader that takes one bit at a time from Python integers."""
+
+    @pytest.fixture(params=[(3, 1100), (1, 1), (2, 33 * BLOCK + 5)], ids=str)
+    def weight(self, request: pytest.FixtureRequest) -> Tensor:
+        return heavy_tailed(*request.param).bfloat16()
+
+    @pytest.fixture
+    def stored(self, weight: Tensor) -> tuple[codec.Planes, Layout]:
+        return exact(weight, grid="golden")
+
+    def test_is_remainder_after_remainder(
+        self, weight: Tensor, stored: tuple[codec.Planes, Layout]
     ) -> None:
-        _, cells, layout = stored
-        other, _, _, _ = encoded(normal(8, 1024, seed=1).bfloat16())
-        with pytest.raises(ValueError, match="two different encodings"):
-            remainder.decode(other, cells, layout, torch.bfloat16)
+        planes, layout = stored
+        found = sub_cells_of(weight, *stored)
+        ranks = split_sign(weight)[1] - found.first
+        payload, begin = bytes(planes.remainder.tolist()), 0
+        for row in range(weight.shape[0]):
+            for block in range(layout.blocks):
+                part = slice(block * BLOCK, (block + 1) * BLOCK)
+                number, place = 0, 0
+                for rank, width in zip(
+                    ranks[row, part].tolist(), found.width[row, part].tolist(), strict=True
+                ):
+                    number |= rank << place
+                    place += width
+                size = math.ceil(place / 8)
+                assert payload[begin : begin + size] == number.to_bytes(size, "little")
+                begin += size
+        assert payload[begin:] == bytes(PADDING)
+
+    def test_starts_and_offsets_say_where_blocks_begin(
+        self, weight: Tensor, stored: tuple[codec.Planes, Layout]
+    ) -> None:
+        planes, layout = stored
+        width = sub_cells_of(weight, *stored).width
+        sizes = [
+            math.ceil(sum(row[b * BLOCK : (b + 1) * BLOCK]) / 8)
+            for row in width.tolist()
+            for b in range(layout.blocks)
+        ]
+        begins = [sum(sizes[:block]) for block in range(len(sizes))]
+        offsets = [word & 0xFFFF for word in planes.offsets.flatten().tolist()]
+        starts = planes.starts.tolist()
+        assert [starts[n // BLOCKS_PER_START] + at for n, at in enumerate(offsets)] == begins
+        assert starts == begins[::BLOCKS_PER_START]
+        assert remainder.begins_of(planes).flatten().tolist() == begins
+
+    def test_offsets_above_a_signed_word(self) -> None:
+        """31 blocks of fp32 weights of another magnitude take more than 2^15 bytes."""
+        weight = normal(1, 32 * BLOCK)
+        weight[:, ::64] = 1e30
+        planes, layout = exact(weight, grid="golden")
+        assert planes.offsets.min() < 0
+        assert torch.equal(codec.decode(planes, layout), weight)
+
+
+class TestSizes:
+    @pytest.mark.parametrize(
+        ("arguments", "bits"),
+        [({}, 3.0), ({"deviation_bits": 8}, 0.24), ({"grid": "golden"}, 3.1)],
+        ids=str,
+    )
+    def test_bits_a_normal_weight(self, arguments: dict[str, Any], bits: float) -> None:
+        planes, _ = exact((normal(16, 2048) * 0.02).bfloat16(), **arguments)
+        stored = (planes.remainder, planes.offsets, planes.starts)
+        assert 8 * sum(plane.nbytes for plane in stored) / (16 * 2048) == pytest.approx(
+            bits, rel=0.05
+        )
+
+    def test_a_float_of_few_mantissa_bits_in_many_sub_cells_takes_no_bit(self) -> None:
+        """One float at most in a sub-cell: its width is 0, and the blocks are empty."""
+        weight = floats(torch.arange(0x3F80, 0x3F90).repeat(4).unsqueeze(0), torch.bfloat16)
+        planes, layout = exact(weight, index_bits=6, deviation_bits=8)
+        assert planes.remainder.tolist() == [0] * PADDING
+        assert torch.equal(codec.decode(planes, layout, torch.bfloat16), weight)
