@@ -9,12 +9,23 @@ from phiquant.precision import at_precision, view
 from phiquant.quantize import preview, quantize_
 from phiquant.report import Report
 from phiquant.tensor import PhiTensor
+from phiquant.verify import Verification, verify
 
 if TYPE_CHECKING:
     from phiquant.integrations.transformers import PhiQuantConfig as PhiQuantConfig
 
 __version__ = "0.1.0"
-__all__ = ["PhiConfig", "PhiTensor", "Report", "at_precision", "preview", "quantize_", "view"]
+__all__ = [
+    "PhiConfig",
+    "PhiTensor",
+    "Report",
+    "Verification",
+    "at_precision",
+    "preview",
+    "quantize_",
+    "verify",
+    "view",
+]
 
 _autoload.arm()  # transformers' from_pretrained knows the method "phiquant" from here on
 

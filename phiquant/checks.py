@@ -24,13 +24,18 @@ def why_not_compressible(weight: Tensor) -> str:
     return ""
 
 
-def check_weight(weight: Tensor, name: str) -> float:
-    """The largest magnitude of a weight that can be compressed.
+def check_weight(weight: Tensor, name: str, exact: bool = False) -> float:
+    """The largest finite magnitude of a weight that can be compressed.
+
+    Args:
+        weight: what is to be compressed.
+        name: what to call it in messages.
+        exact: whether it may hold NaN and infinity, because every bit is kept.
 
     Raises:
         TypeError: it is not a plain tensor, or not of a supported dtype.
         ValueError: it is not dense, has fewer than 2 dimensions, is empty, is on the meta device
-            or holds NaN or infinity.
+            or holds NaN or infinity and is not to be exact.
     """
     if not isinstance(weight, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(weight).__name__}")
@@ -39,10 +44,20 @@ def check_weight(weight: Tensor, name: str) -> float:
         raise (ValueError if weight.dtype in DTYPES else TypeError)(f"{name}: {reason}")
     if weight.is_meta:
         raise ValueError(f"{name}: is on the meta device and holds no values; load it first")
-    low, high = (extreme.item() for extreme in torch.aminmax(weight.detach()))
+    low, high = _extremes(weight.detach())
+    if exact and not (math.isfinite(low) and math.isfinite(high)):
+        low, high = _extremes(torch.where(weight.isfinite(), weight.detach(), 0))
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError(f"{name}: holds NaN or infinity; only finite weights can be compressed")
+        raise ValueError(
+            f"{name}: holds NaN or infinity; only finite weights can be compressed, unless "
+            "exact=True keeps every bit"
+        )
     return max(-low, high)
+
+
+def _extremes(weight: Tensor) -> tuple[float, float]:
+    low, high = torch.aminmax(weight)
+    return low.item(), high.item()
 
 
 def check_importance(importance: Tensor | None, columns: int) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
 from torchao.core.config import AOBaseConfig
 
-from phiquant.codec import FITS, Layout
-from phiquant.codec.layout import check_choice
+from phiquant.codec import Layout
+from phiquant.codec.encode import check_fit
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,11 @@ class PhiConfig(AOBaseConfig):
         deviation_bits: 0, 2, 4 or 8 bits for the place inside the cell.
         group_size: 32, 64 or 128 weights share a 16-bit scale word.
         grid: "phi" (a bend is chosen for every group) or "golden" (the research note's ladder).
-        fit: the error that the choice of bend minimises: "index" (of the model that reads the
-            index plane alone), "deviation" (of the deepest model) or "joint" (both).
+        fit: what the choice of bend minimises: the error "index" (of the model that reads the
+            index plane alone), "deviation" (of the deepest lossy model) or "joint" (both), or
+            "exact" (both, but above all the size of the remainder; needs ``exact``).
+        exact: also keep what is left to the original, so that the deepest model is the original
+            bit for bit; needs at least 2 deviation bits.
 
     Raises:
         ValueError: a value is outside of its range; the message names the argument.
@@ -34,10 +38,19 @@ class PhiConfig(AOBaseConfig):
     group_size: int = 64
     grid: str = "phi"
     fit: str = "joint"
+    exact: bool = False
 
     def __post_init__(self) -> None:
-        self.layout(columns=1, exponent=0)
-        check_choice("fit", self.fit, FITS)
+        if not isinstance(self.exact, bool):
+            raise ValueError(f"exact must be True or False, got {self.exact!r}")
+        layout = self.layout(columns=1, exponent=0)
+        if self.exact and self.deviation_bits == 0:
+            raise ValueError(
+                "deviation_bits must be 2, 4 or 8 with exact=True, got 0: the remainder tells "
+                "apart the weights of one deviation"
+            )
+        some_dtype = torch.bfloat16 if self.exact else None
+        check_fit(self.fit, replace(layout, stored_dtype=some_dtype))
 
     @classmethod
     def checked(cls, config: object) -> PhiConfig:
@@ -50,13 +63,32 @@ class PhiConfig(AOBaseConfig):
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits a weight where the groups are full."""
+        """Bits a weight of the lossy planes, where the groups are full.
+
+        With ``exact`` the remainder comes on top. Its size depends on the weights; usual bf16
+        weights take about 11.3 bits together. :func:`phiquant.preview` estimates it, and the
+        report of :func:`phiquant.quantize_` tells it.
+        """
         return self.index_bits + self.deviation_bits + 16 / self.group_size
 
-    def layout(self, columns: int, exponent: int) -> Layout:
-        """The layout of a weight with this many columns."""
+    def layout(
+        self, columns: int, exponent: int, stored_dtype: torch.dtype | None = None
+    ) -> Layout:
+        """The layout of a weight with this many columns.
+
+        Args:
+            columns: length of the reduction dimension.
+            exponent: the power of two that multiplies every scale word.
+            stored_dtype: the dtype that is stored exactly, or None for the lossy planes alone.
+        """
         return Layout(
-            columns, self.index_bits, self.deviation_bits, self.group_size, self.grid, exponent
+            columns,
+            self.index_bits,
+            self.deviation_bits,
+            self.group_size,
+            self.grid,
+            exponent,
+            stored_dtype,
         )
 
     def for_embedding(self) -> PhiConfig:

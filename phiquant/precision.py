@@ -12,7 +12,7 @@ from torch import nn
 from phiquant.codec.layout import check_choice
 from phiquant.tensor import PhiTensor
 
-TIERS = ("index", "deviation")
+TIERS = ("index", "deviation", "exact")
 
 
 @contextmanager
@@ -23,12 +23,14 @@ def at_precision(model: nn.Module, tier: str, pattern: str | None = None) -> Ite
 
     Args:
         model: a compressed module; plain parameters stay as they are.
-        tier: "index" reads the index plane alone, "deviation" all lossy planes.
+        tier: "index" reads the index plane alone, "deviation" all lossy planes, "exact" the
+            remainder too.
         pattern: a regular expression; only parameters whose full name it matches from the start
             change.
 
     Raises:
-        ValueError: the tier is unknown, or no compressed parameter matches.
+        ValueError: the tier is unknown, no compressed parameter matches, or one has no remainder
+            where "exact" is asked for. Nothing is changed.
 
     >>> from phiquant import quantize_
     >>> model = nn.Linear(128, 64)
@@ -53,8 +55,10 @@ def at_precision(model: nn.Module, tier: str, pattern: str | None = None) -> Ite
 def view(model: nn.Module, tier: str, pattern: str | None = None) -> nn.Module:
     """A second model on the same planes, buffers and plain parameters, read less deep.
 
-    It costs no weight memory, is compiled once on its own, and follows the model's values but not
-    a later replacement of its parameters. Arguments and errors as of :func:`at_precision`.
+    It costs no weight memory, is compiled once on its own, and follows values that are written to
+    the planes in place, but not a later replacement of the model's parameters or planes (loading
+    another state into exact weights replaces planes, whose sizes differ). Arguments and errors as
+    of :func:`at_precision`.
 
     >>> from phiquant import quantize_
     >>> model = nn.Linear(128, 64)
@@ -69,7 +73,18 @@ def view(model: nn.Module, tier: str, pattern: str | None = None) -> nn.Module:
 
 
 def at_tier(parameter: PhiTensor, tier: str) -> nn.Parameter:
-    """A parameter on the same planes that is read at ``tier``."""
+    """A parameter on the same planes that is read at ``tier``.
+
+    Raises:
+        ValueError: "exact" on a parameter without a remainder.
+    """
+    if tier == "exact":
+        if not parameter.is_exact:
+            raise ValueError(
+                f"{parameter.describe()}: has no remainder, so there is no tier 'exact': it was "
+                "compressed without exact=True, or this is a view of a shallower tier"
+            )
+        return parameter
     bits = 0 if tier == "index" else parameter.deviation_bits
     shallow = nn.Parameter(parameter.at(bits), requires_grad=False)
     shallow.fqn = parameter.fqn  # type: ignore[attr-defined]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import sys
-from typing import cast
+from collections.abc import Iterator
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +14,35 @@ from torchao.quantization.transform_module import register_quantize_module_handl
 from tqdm import tqdm
 
 from phiquant.checks import check_weight
+from phiquant.checksum import PART
 from phiquant.config import PhiConfig
 from phiquant.memory import FreedMemory
-from phiquant.plan import Filter, Slot, plan, why_not_place, why_not_smaller, why_not_value
+from phiquant.plan import (
+    Filter,
+    Slot,
+    plan,
+    why_it_grew,
+    why_not_place,
+    why_not_smaller,
+    why_not_value,
+)
 from phiquant.report import Compressed, Report, Skipped
 from phiquant.tensor import PhiTensor
 
 log = logging.getLogger("phiquant")
-_PART = 1 << 22  # weights that are decoded at a time to measure the error
+
+
+class Outcome(NamedTuple):
+    """What became of one weight.
+
+    parameter: the compressed weight, frozen; None if the weight is left alone.
+    relative_error: ``|decoded - original| / |original|``; 0.0 for an exact weight.
+    reason: why it is left alone.
+    """
+
+    parameter: nn.Parameter | None
+    relative_error: float | None = None
+    reason: str = ""
 
 
 def quantize_(
@@ -36,6 +58,10 @@ def quantize_(
     at least 4 deviation bits. Each original is freed before the next is compressed. Calling it
     again changes nothing that is compressed, and goes on with the rest if it was interrupted.
 
+    With ``PhiConfig(exact=True)`` every bit of a weight is compared before its original is freed,
+    and a weight whose exact form would take 0.1 bits a weight more than the original is left alone
+    and reported.
+
     Args:
         model: any module; other layers and parameters are left alone and listed in the report.
         config: how; the default is ``PhiConfig()``.
@@ -45,7 +71,10 @@ def quantize_(
 
     Raises:
         TypeError: an argument is not of its type. Nothing is changed.
-        ValueError: a weight holds NaN or infinity, or is on the meta device. Nothing is changed.
+        ValueError: a weight is on the meta device, or holds NaN or infinity and is not to be
+            exact. Nothing is changed.
+        RuntimeError: a weight did not come back bit for bit (a defect of phiquant or the machine);
+            this one and those after it are unchanged.
 
     >>> model = nn.Sequential(nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 2))
     >>> print(quantize_(model).bits_per_weight)
@@ -54,13 +83,14 @@ def quantize_(
     slots = plan(model, PhiConfig.checked(config), filter_fn)
     for slot in slots:
         if slot.config is not None and slot.parameter is not None:
-            check_weight(slot.parameter, slot.names[0])
+            check_weight(slot.parameter, slot.names[0], slot.config.exact)
     report, freed = Report(), FreedMemory()
     with _progress_bar(slots, progress) as bar:
         while slots:
             slot = slots.pop(0)
+            planned = slot.config is not None
             _add(report, slot, _compress(slot))
-            if slot.config is not None:
+            if planned:
                 freed.add(slot.bytes)
                 bar.update(slot.bytes)
     freed.give_back()
@@ -84,7 +114,10 @@ def _progress_bar(slots: list[Slot], progress: bool | None) -> tqdm:
 def preview(
     model: nn.Module, config: PhiConfig | None = None, filter_fn: Filter | None = None
 ) -> Report:
-    """What :func:`quantize_` would do, from shapes alone; works on the meta device too."""
+    """What :func:`quantize_` would do, from shapes alone; works on the meta device too.
+
+    Sizes of exact forms are estimates, and said to be.
+    """
     report = Report()
     for slot in plan(model, PhiConfig.checked(config), filter_fn):
         _add(report, slot, None)
@@ -92,14 +125,19 @@ def preview(
 
 
 def _compress(slot: Slot) -> float | None:
-    """Replace a parameter in all its places; returns the relative error."""
+    """Replace a parameter in all its places, unless it would grow; returns the relative error."""
     if slot.config is None or slot.parameter is None:
         return None
     parameter, slot.parameter = slot.parameter, None  # this was the last name of the original
-    compressed = compress_parameter(parameter, slot.config, slot.names[0])
+    outcome = compress_parameter(parameter, slot.config, slot.names[0])
+    if outcome.parameter is None:
+        slot.parameter, slot.config, slot.reason = parameter, None, outcome.reason
+        return None
     for module, leaf in slot.owners:
-        setattr(module, leaf, compressed)
-    return relative_error(parameter.detach(), compressed.data)
+        setattr(module, leaf, outcome.parameter)
+    if slot.config.exact:
+        slot.measured_bytes = cast(PhiTensor, outcome.parameter.data).stored_bytes
+    return outcome.relative_error
 
 
 def _leave_nested_path(model: nn.Module) -> None:
@@ -111,31 +149,63 @@ def _leave_nested_path(model: nn.Module) -> None:
             module.use_nested_tensor = False
 
 
-def compress_parameter(weight: Tensor, config: PhiConfig, name: str) -> nn.Parameter:
-    """A frozen parameter that holds the compressed ``weight``."""
-    return nn.Parameter(PhiTensor.from_hp(weight, config, name=name), requires_grad=False)
+def compress_parameter(weight: Tensor, config: PhiConfig, name: str) -> Outcome:
+    """Compress ``weight`` and hold the result against it; an exact form may be too large to keep.
+
+    Raises:
+        TypeError, ValueError: as :meth:`PhiTensor.from_hp`.
+        RuntimeError: an exact form does not decode to the weight.
+    """
+    tensor = PhiTensor.from_hp(weight, config, name=name)
+    if reason := why_it_grew(tensor, weight.dtype):
+        return Outcome(None, reason=reason)
+    if config.exact:
+        check_every_bit(weight.detach(), tensor)
+        error = 0.0
+    else:
+        error = relative_error(weight.detach(), tensor)
+    return Outcome(nn.Parameter(tensor, requires_grad=False), error)
+
+
+def check_every_bit(original: Tensor, compressed: PhiTensor) -> None:
+    """Raise RuntimeError unless ``compressed`` decodes to ``original``, bit for bit."""
+    for part, decoded in _parts(original, compressed, original.dtype):
+        bits = (part.contiguous().view(torch.uint8), decoded.contiguous().view(torch.uint8))
+        if not torch.equal(*bits):
+            raise RuntimeError(
+                f"{compressed.describe()}: the exact form does not decode to the original, which "
+                "is left as it was; please report this, with the weight and the CPU if you can"
+            )
 
 
 def relative_error(original: Tensor, compressed: Tensor) -> float:
     """``|decoded - original| / |original|`` in the Frobenius norm, in fp32; 0 for a zero weight."""
-    rows = max(1, _PART * original.shape[0] // original.numel())
     error = size = 0.0
-    for start in range(0, original.shape[0], rows):
-        part = original[start : start + rows].float()
-        decoded = cast(PhiTensor, compressed[start : start + rows]).dequantize(torch.float32)
+    for part, decoded in _parts(original, cast(PhiTensor, compressed), torch.float32):
+        part = part.float()
         error += torch.linalg.vector_norm(decoded.sub_(part)).item() ** 2
         size += torch.linalg.vector_norm(part).item() ** 2
     return math.sqrt(error / size) if size > 0 else 0.0
+
+
+def _parts(
+    original: Tensor, compressed: PhiTensor, dtype: torch.dtype
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Some rows at a time of the original, and the same rows decoded."""
+    rows = max(1, PART * original.shape[0] // original.numel())
+    for start in range(0, original.shape[0], rows):
+        part = cast(PhiTensor, compressed[start : start + rows])
+        yield original[start : start + rows], part.dequantize(dtype)
 
 
 def _add(report: Report, slot: Slot, error: float | None) -> None:
     names = tuple(slot.names)
     if slot.config is None:
         report.skipped.append(Skipped(names, slot.shape, slot.bytes, slot.reason))
-    else:
-        report.compressed.append(
-            Compressed(names, slot.shape, slot.bytes, slot.stored_bytes, error)
-        )
+        return
+    stored, estimated = slot.stored_bytes, slot.config.exact and slot.measured_bytes is None
+    entry = Compressed(names, slot.shape, slot.bytes, stored, error, estimated)
+    report.compressed.append(entry)
 
 
 @register_quantize_module_handler(PhiConfig)
@@ -153,8 +223,11 @@ def _transform(
         or why_not_value(parameter)
         or why_not_smaller(tuple(parameter.shape), parameter.dtype, wide)
     )
-    if reason:
-        log.warning("%s is left alone: %s", name, reason)
+    outcome = Outcome(None, reason=reason)
+    if not reason:
+        outcome = compress_parameter(parameter, wide, name)
+    if outcome.parameter is None:
+        log.warning("%s is left alone: %s", name, outcome.reason)
     else:
-        setattr(module, parameter_name, compress_parameter(parameter, wide, name))
+        setattr(module, parameter_name, outcome.parameter)
     return module

@@ -14,7 +14,9 @@ class Compressed:
     """One compressed parameter.
 
     names: every place of the model that holds it; more than one if it is shared.
-    relative_error: ``|decoded - original| / |original|`` (Frobenius), None in a preview.
+    relative_error: ``|decoded - original| / |original|`` (Frobenius), None in a preview; 0.0 for
+        an exact weight, every bit of which was compared.
+    estimated: whether ``stored_bytes`` is an estimate: a remainder's size depends on the weights.
     """
 
     names: tuple[str, ...]
@@ -22,6 +24,7 @@ class Compressed:
     original_bytes: int
     stored_bytes: int
     relative_error: float | None = None
+    estimated: bool = False
 
     @property
     def weights(self) -> int:
@@ -68,10 +71,11 @@ class Report:
     @property
     def summary(self) -> str:
         """One line: how many parameters, and what it saves."""
+        about = _about(any(c.estimated for c in self.compressed))
         return (
-            f"{len(self.compressed)} parameters compressed to {self.bits_per_weight:.2f} bits a "
-            f"weight, {len(self.skipped)} left alone: {_size(self.original_bytes)} -> "
-            f"{_size(self.stored_bytes)}"
+            f"{len(self.compressed)} parameters compressed to {about}{self.bits_per_weight:.2f} "
+            f"bits a weight, {len(self.skipped)} left alone: {_size(self.original_bytes)} -> "
+            f"{about}{_size(self.stored_bytes)}"
         )
 
     def __str__(self) -> str:
@@ -80,7 +84,8 @@ class Report:
     def _lines(self) -> Iterator[str]:
         for c in self.compressed:
             error = "" if c.relative_error is None else f"  error {c.relative_error:.2e}"
-            yield f"  {' = '.join(c.names)}  {_shape(c.shape)}  {c.bits_per_weight:.2f} bits{error}"
+            bits = f"{_about(c.estimated)}{c.bits_per_weight:.2f} bits"
+            yield f"  {' = '.join(c.names)}  {_shape(c.shape)}  {bits}{error}"
         small = [s for s in self.skipped if len(s.shape) < 2 and 0 < s.bytes < _SMALL]
         for s in self.skipped:
             if s not in small:
@@ -88,6 +93,10 @@ class Report:
         if small:
             total = sum(s.bytes for s in small)
             yield f"  {len(small)} vectors and scalars left alone, {_size(total)} together"
+
+
+def _about(estimated: bool) -> str:
+    return "about " if estimated else ""
 
 
 def _size(count: int) -> str:

@@ -52,15 +52,27 @@ def _(func: Callable[..., Tensor], types: Any, args: Any, kwargs: Any) -> Tensor
 
 
 def _copy_planes(self: PhiTensor, source: PhiTensor) -> None:
-    """In place; but planes of another exponent are new, so that no alias decodes them wrongly."""
-    for name in (*self.tensor_data_names, *self.optional_tensor_data_names):
-        mine, theirs = getattr(self, name), getattr(source, name)
-        if mine is not None and self.exponent == source.exponent:
-            mine.copy_(theirs)
-        elif mine is not None:
-            setattr(self, name, theirs.to(mine.device, copy=True))
+    """In place, if all planes fit; else all are new, so that no alias mixes old ones with new."""
+    names = (*self.tensor_data_names, *self.optional_tensor_data_names)
+    pairs = {name: (getattr(self, name), getattr(source, name)) for name in names}
+    if self.exponent == source.exponent and all(_fits(*pair) for pair in pairs.values()):
+        for mine, theirs in pairs.values():
+            if mine is not None:
+                mine.copy_(theirs)
+    else:
+        if self.is_exact and self.checksum_plane is None:
+            refuse_write(self, "a copy into a slice of an exact weight")
+        device = self.index_plane.device
+        for name, (_, theirs) in pairs.items():
+            setattr(self, name, None if theirs is None else theirs.to(device, copy=True))
     self.exponent, self.fit = source.exponent, source.fit
     self.stored_dtype = source.stored_dtype
+
+
+def _fits(mine: Tensor | None, theirs: Tensor | None) -> bool:
+    if mine is None or theirs is None:
+        return mine is theirs
+    return mine.shape == theirs.shape
 
 
 def _difference(self: PhiTensor, other: object) -> str:
@@ -73,6 +85,8 @@ def _difference(self: PhiTensor, other: object) -> str:
         mine, theirs = getattr(self, name), getattr(other, name)
         if name not in _FREE and mine != theirs:
             return f"has {name} {theirs!r} instead of {mine!r}"
+    if self.is_exact != other.is_exact:
+        return "has a remainder, and this has none" if other.is_exact else "has no remainder"
     return ""
 
 
@@ -83,14 +97,25 @@ def _(func: Callable[..., bool], types: Any, args: Any, kwargs: Any) -> bool:
     if not (isinstance(self, PhiTensor) and isinstance(other, PhiTensor)):
         plain = [t.dequantize() if isinstance(t, PhiTensor) else t for t in args]
         return torch.equal(plain[0], plain[1])
-    return (
-        not _difference(self, other)
-        and self.exponent == other.exponent
-        and all(
-            mine is None or theirs is None or torch.equal(mine, theirs)
-            for mine, theirs in zip(self.planes, other.planes, strict=True)
-        )
-    )
+    if _difference(self, other) or self.exponent != other.exponent:
+        return False
+    if self.is_exact and self.stored_dtype != other.stored_dtype:
+        return False
+    same = [_same(mine, theirs) for mine, theirs in zip(self.planes, other.planes, strict=True)]
+    if not self.is_exact or all(same):
+        return all(same)
+    # Blocks may lie elsewhere in the payload of a slice: then their bits are compared.
+    return all(same[:4]) and same[-1] and torch.equal(_bits(self), _bits(other))
+
+
+def _same(mine: Tensor | None, theirs: Tensor | None) -> bool:
+    if mine is None or theirs is None:
+        return mine is theirs
+    return torch.equal(mine, theirs)
+
+
+def _bits(tensor: PhiTensor) -> Tensor:
+    return tensor.dequantize(tensor.stored_dtype).contiguous().view(torch.uint8)
 
 
 @PhiTensor.implements(aten.empty_like.default)

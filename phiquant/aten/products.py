@@ -22,12 +22,15 @@ def _linear(x: Tensor, weight: PhiTensor, bias: Tensor | None = None) -> Tensor:
     if device != "meta" and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return _linear_op(x, *weight.planes, bias, *weight.op_arguments)
-    # An op's autograd formula is Python: stepping into it for nothing costs as much as a small
-    # product. torch.library passes it by in the same way.
-    with torch._C._AutoDispatchBelowAutograd():
-        return _linear_op(x, *weight.planes, bias, *weight.op_arguments)
+    try:
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return _linear_op(x, *weight.planes, bias, *weight.op_arguments)
+        # An op's autograd formula is Python: stepping into it for nothing costs as much as a
+        # small product. torch.library passes it by in the same way.
+        with torch._C._AutoDispatchBelowAutograd():
+            return _linear_op(x, *weight.planes, bias, *weight.op_arguments)
+    except ValueError as error:
+        raise weight.blame(error) from error
 
 
 def _is_matrix(tensor: object, *, transposed: bool) -> TypeGuard[PhiTensor]:
@@ -100,10 +103,21 @@ def _(func: Callable[..., Tensor], types: Any, args: Any, kwargs: Any) -> Tensor
     return _embedding(func, weight, rows, args, kwargs)
 
 
+@PhiTensor.implements(aten.index_select.default)
+def _(func: Callable[..., Tensor], types: Any, args: Any, kwargs: Any) -> Tensor:
+    weight, dim, rows = args
+    if dim not in (0, -2) or isinstance(rows, PhiTensor) or rows.dim() != 1:
+        return decode_and_run(func, args, kwargs)
+    return _embedding(func, weight, rows, args, kwargs)
+
+
 def _embedding(func: Any, weight: Any, indices: Any, args: Any, kwargs: Any) -> Tensor:
     if not _is_matrix(weight, transposed=False) or isinstance(indices, PhiTensor):
         return decode_and_run(func, args, kwargs)
-    return _embedding_op(indices, *weight.planes, *weight.op_arguments, weight.dtype)
+    try:
+        return _embedding_op(indices, *weight.planes, *weight.op_arguments, weight.dtype)
+    except ValueError as error:
+        raise weight.blame(error) from error
 
 
 def _bind(names: Sequence[str], args: Sequence[Any], kwargs: Any) -> list[Any]:

@@ -1,6 +1,7 @@
 """Views: a transpose, rows and whole groups of columns, leading dimensions regrouped.
 
-What cuts through a group or mixes the columns with other dimensions decodes.
+What cuts through a group (of an exact weight: a block) decodes the groups that it touches; what
+mixes the columns with other dimensions decodes the whole.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import return_and_correct_aliasing
 
+from phiquant import codec
 from phiquant.aten.fallback import decode_and_run
+from phiquant.codec.layout import BLOCK
 from phiquant.tensor import PhiTensor
 
 aten = torch.ops.aten
@@ -45,8 +48,18 @@ def _(func: Callable[..., Tensor], types: Any, args: Any, kwargs: Any) -> Tensor
         # reshape() hands over a clone, which it takes to be contiguous: a transpose is not
         contiguous = func is aten._unsafe_view.default
         return decode_and_run(torch.reshape if contiguous else func, args, kwargs)
-    regrouped = self._apply_fn_to_data(lambda plane: plane.view(*shape[:-1], plane.shape[-1]))
-    return return_and_correct_aliasing(func, args, kwargs, regrouped)
+    return return_and_correct_aliasing(func, args, kwargs, _regrouped(self, shape[:-1]))
+
+
+def _regrouped(self: PhiTensor, leading: list[int]) -> PhiTensor:
+    """Other leading dimensions; planes that do not have them say the same of either shape."""
+
+    def view(plane: Tensor | None) -> Tensor | None:
+        return None if plane is None else plane.view(*leading, plane.shape[-1])
+
+    planes = self.planes
+    shaped: dict[str, Any] = {name: view(getattr(planes, name)) for name in codec.SHAPED}
+    return self.on(planes._replace(**shaped))
 
 
 def _inferred(self: PhiTensor, shape: Sequence[int]) -> list[int]:
@@ -62,7 +75,7 @@ def _(func: Callable[..., Tensor], types: Any, args: Any, kwargs: Any) -> Tensor
     self, dim, start, stop, step = args + (0, None, None, 1)[len(args) - 1 :]
     cut = _cut(self, _stored_dim(self, dim), start, stop, step)
     if cut is None:
-        return decode_and_run(func, args, kwargs)
+        return _pierce(self, dim, *slice(start, stop).indices(self.columns)[:2], step)
     return return_and_correct_aliasing(func, args, kwargs, cut)
 
 
@@ -89,8 +102,13 @@ def _(func: Callable[..., Tensor], types: Any, args: Any, kwargs: Any) -> Tensor
     stored = _stored_dim(self, dim)
     last = self.scale_plane.dim() - 1
     if stored == last:
-        return decode_and_run(func, args, kwargs)
-    picked = self._apply_fn_to_data(lambda plane: plane.select(stored, place))
+        if not -self.columns <= place < self.columns:
+            raise IndexError(
+                f"{self.describe()}: column {place} is out of range for {self.columns} columns"
+            )
+        place %= self.columns
+        return _pierce(self, dim, place, place + 1, 1).squeeze(dim)
+    picked = _of_rows(self, lambda plane: plane.select(stored, place))
     if stored == last - 1:  # one row of each: no rows are left that a transpose could swap
         picked = picked._with(transposed=False)
     return return_and_correct_aliasing(func, args, kwargs, picked)
@@ -119,19 +137,42 @@ def _extent(self: PhiTensor, stored: int) -> int:
 def _cut(
     self: PhiTensor, stored: int, start: int | None, stop: int | None, step: int
 ) -> PhiTensor | None:
-    """Rows, or columns from one group's border to another; None where it is no border."""
+    """Rows, or columns from one border to another; None where it is no border."""
     extent = _extent(self, stored)
     start, stop, _ = slice(start, stop).indices(extent)
+    if (start, stop, step) == (0, extent, 1):
+        return self._with()
     if stored < self.scale_plane.dim() - 1:
-        return self._apply_fn_to_data(lambda p: aten.slice.Tensor(p, stored, start, stop, step))
-    aligned = start % self.group_size == 0 and (stop % self.group_size == 0 or stop == extent)
+        return _of_rows(self, lambda plane: aten.slice.Tensor(plane, stored, start, stop, step))
+    unit = _unit(self)
+    aligned = start % unit == 0 and (stop % unit == 0 or stop == extent)
     if step != 1 or not aligned or stop <= start:
         return None
-    first, last = start // self.group_size, -(-stop // self.group_size)
-    groups = self.scale_plane.shape[-1]
+    return _of_columns(self, start, stop)
 
-    def of_groups(plane: Tensor) -> Tensor:
-        width = plane.shape[-1] // groups
-        return plane[..., first * width : last * width]
 
-    return self._apply_fn_to_data(of_groups)._with(columns=stop - start)
+def _of_rows(self: PhiTensor, cut: codec.Cut) -> PhiTensor:
+    """Some rows, without the checksum, which is that of the whole."""
+    return self.on(codec.cut_rows(self.planes, self.columns, cut), checksum_plane=None)
+
+
+def _of_columns(self: PhiTensor, start: int, stop: int) -> PhiTensor:
+    planes = codec.cut_columns(self.planes, self.columns, self.group_size, start, stop)
+    return self.on(planes, columns=stop - start, checksum_plane=None)
+
+
+def _unit(self: PhiTensor) -> int:
+    """The columns that can only be decoded together."""
+    return BLOCK if self.is_exact else self.group_size
+
+
+def _pierce(self: PhiTensor, dim: int, start: int, stop: int, step: int) -> Tensor:
+    """Columns as a plain tensor, from no more than the groups or blocks that hold them."""
+    stop, unit = max(start, stop), _unit(self)
+    if start == stop:
+        shape = list(self.shape)
+        shape[dim] = 0
+        return torch.empty(shape, dtype=self.dtype, device=self.device)
+    first = start // unit * unit
+    within = _of_columns(self, first, min(-(-stop // unit) * unit, self.columns)).dequantize()
+    return aten.slice.Tensor(within, dim, start - first, stop - first, step)

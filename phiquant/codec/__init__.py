@@ -5,14 +5,17 @@ from phiquant.codec.encode import FITS, encode, encode_remainder
 from phiquant.codec.layout import DTYPES, GROUP_SIZES, Layout, Planes
 from phiquant.codec.packing import pack, unpack
 from phiquant.codec.scales import exponent_for, read_words
-from phiquant.codec.views import cut_rows, pick_rows
+from phiquant.codec.views import SHAPED, Cut, cut_columns, cut_rows, pick_rows
 
 __all__ = [
     "DTYPES",
     "FITS",
     "GROUP_SIZES",
+    "SHAPED",
+    "Cut",
     "Layout",
     "Planes",
+    "cut_columns",
     "cut_rows",
     "decode",
     "encode",

@@ -19,7 +19,8 @@ class PhiQuantConfig(QuantizationConfigMixin):
     """:class:`phiquant.PhiConfig` for ``from_pretrained(..., quantization_config=...)``.
 
     Args:
-        index_bits, deviation_bits, group_size, grid, fit: as for :class:`phiquant.PhiConfig`.
+        index_bits, deviation_bits, group_size, grid, fit, exact: as for
+            :class:`phiquant.PhiConfig`.
         modules_to_not_convert: modules to leave alone: names or regular expressions that match
             whole dotted segments anywhere in a module's name, so "lm_head", "self_attn",
             "layers.0" and r"layers\\.[01]\\.mlp" each leave out all that is inside of them.
@@ -38,12 +39,14 @@ class PhiQuantConfig(QuantizationConfigMixin):
         group_size: int = 64,
         grid: str = "phi",
         fit: str = "joint",
+        exact: bool = False,
         modules_to_not_convert: Sequence[str] | str | None = None,
     ) -> None:
         self.quant_method = METHOD
         self.format_version = FORMAT_VERSION
         self.index_bits, self.deviation_bits = index_bits, deviation_bits
         self.group_size, self.grid, self.fit = group_size, grid, fit
+        self.exact = exact
         self.modules_to_not_convert = _patterns(modules_to_not_convert)
         self.phi_config  # noqa: B018 - validates
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from transformers.core_model_loading import ConversionOps
 from phiquant.integrations.hf_config import PhiQuantConfig
 from phiquant.memory import FreedMemory
 from phiquant.plan import Slot, plan
-from phiquant.quantize import compress_parameter, quantize_, relative_error
+from phiquant.quantize import compress_parameter, quantize_
 from phiquant.report import Compressed, Report, Skipped
 from phiquant.tensor import PhiTensor, check_weight
 
@@ -40,6 +40,7 @@ class Loading:
         self.config, self.dtype = config, dtype
         self.left_out: dict[str, str] = {}
         self.errors: dict[str, float | None] = {}
+        self.grown: dict[str, str] = {}
         self.refused: list[str] = []
         self.freed = FreedMemory()
         with _tied(model):
@@ -73,14 +74,17 @@ class Loading:
         if slot.config is None or tuple(weight.shape) != slot.shape:
             return weight
         try:
-            check_weight(weight, name)
+            check_weight(weight, name, slot.config.exact)
         except (TypeError, ValueError) as error:
             self.refused.append(str(error))
             return weight
-        parameter = compress_parameter(weight, slot.config, name)
-        self.errors[name] = relative_error(weight, cast(PhiTensor, parameter.data))
+        outcome = compress_parameter(weight, slot.config, name)
+        if outcome.parameter is None:
+            self.grown[_module(name)] = outcome.reason
+            return weight
+        self.errors[name] = outcome.relative_error
         self.freed.add(weight.nbytes)
-        return parameter
+        return outcome.parameter
 
     def finish(self, model: nn.Module) -> Report:
         """Compress what could not be while loading, and report on every parameter.
@@ -99,6 +103,12 @@ class Loading:
         if any(slot.config is not None for slot in slots):
             rest = quantize_(model, self.config.phi_config, self._is_wanted, progress=False)
             self.errors |= {entry.names[0]: entry.relative_error for entry in rest.compressed}
+            planned = {slot.names[0] for slot in slots if slot.config is not None}
+            self.grown |= {
+                _module(entry.names[0]): entry.reason
+                for entry in rest.skipped
+                if entry.names[0] in planned
+            }
             slots = plan(model, self.config.phi_config, self._is_wanted)
         self.freed.give_back()
         report = self._report(slots)
@@ -108,7 +118,7 @@ class Loading:
     def _is_wanted(self, module: nn.Module, name: str) -> bool:
         if name not in self.left_out and (pattern := self.config.leaves_out(name)):
             self.left_out[name] = f"left out by modules_to_not_convert ({pattern!r})"
-        return name not in self.left_out
+        return name not in self.left_out and name not in self.grown
 
     def _check_patterns(self, model: nn.Module) -> None:
         """A pattern that names nothing is a slip that would compress what was to be left."""
@@ -129,25 +139,29 @@ class Loading:
         for name, slot in self.slots.items():
             loaded = getattr(model.get_parameter(name), "_is_hf_initialized", False)
             if slot.config is not None and not loaded:
-                self.left_out[name.rpartition(".")[0]] = "not in the checkpoint: freshly made"
+                self.left_out[_module(name)] = "not in the checkpoint: freshly made"
 
     def _report(self, slots: list[Slot]) -> Report:
         report = Report()
         for slot in slots:
             names, weight = tuple(slot.names), slot.parameter
             if not isinstance(weight, PhiTensor):
-                modules = (name.rpartition(".")[0] for name in names)
-                why = next((self.left_out[m] for m in modules if m in self.left_out), _LEFT_OUT)
-                reason = slot.reason.replace(_LEFT_OUT, why)
-                report.skipped.append(Skipped(names, slot.shape, slot.bytes, reason))
+                report.skipped.append(Skipped(names, slot.shape, slot.bytes, self._reason(slot)))
                 continue
             weight.fqn = names[0]  # which of several names it had in the file does not matter
             error = next((self.errors[name] for name in names if name in self.errors), None)
-            before = weight.numel() * weight.stored_dtype.itemsize
+            before = weight.numel() * weight.dtype.itemsize
             report.compressed.append(
                 Compressed(names, slot.shape, before, weight.stored_bytes, error)
             )
         return report
+
+    def _reason(self, slot: Slot) -> str:
+        """Why a parameter was left alone, in the words of what kept it from being wanted."""
+        modules = [_module(name) for name in slot.names]
+        grown = next((self.grown[m] for m in modules if m in self.grown), "")
+        why = next((self.left_out[m] for m in modules if m in self.left_out), _LEFT_OUT)
+        return grown or slot.reason.replace(_LEFT_OUT, why)
 
 
 class CompressOp(ConversionOps):
@@ -186,6 +200,11 @@ def _tied(model: nn.Module) -> Iterator[None]:
     finally:
         for target, parameter in loose:
             _put(model, target, parameter)
+
+
+def _module(name: str) -> str:
+    """The module's name in a parameter's."""
+    return name.rpartition(".")[0]
 
 
 def _put(model: nn.Module, name: str, parameter: nn.Parameter) -> None:

@@ -1,0 +1,205 @@
+"""PlaneTensor: a tensor subclass that is nothing but planes and how to read them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+from torchao.utils import TorchAOBaseTensor
+
+from phiquant.codec import Planes
+
+
+class PlaneTensor(TorchAOBaseTensor):
+    """What :class:`phiquant.PhiTensor` is made of; it knows no operations.
+
+    The constructor takes planes as :class:`phiquant.codec.Planes` describes them, the attributes of
+    :class:`phiquant.codec.Layout`, and the checksum, uint8 ``[16]``, of an exact weight.
+    """
+
+    tensor_data_names: ClassVar[list[str]] = ["index_plane", "scale_plane"]
+    optional_tensor_data_names: ClassVar[list[str]] = [
+        "deviation_plane",
+        "deviation_low_plane",
+        "remainder_plane",
+        "offset_plane",
+        "start_plane",
+        "exception_plane",
+        "checksum_plane",
+    ]
+    tensor_attribute_names: ClassVar[list[str]] = [
+        "columns",
+        "index_bits",
+        "deviation_bits",
+        "group_size",
+        "grid",
+        "exponent",
+        "fit",
+        "stored_dtype",
+        "dtype",
+        "transposed",
+    ]
+
+    fqn: str | None = None
+
+    def __new__(
+        cls,
+        index_plane: Tensor,
+        scale_plane: Tensor,
+        columns: int,
+        index_bits: int,
+        deviation_bits: int,
+        group_size: int,
+        grid: str,
+        exponent: int,
+        fit: str,
+        stored_dtype: torch.dtype,
+        dtype: torch.dtype,
+        transposed: bool = False,
+        deviation_plane: Tensor | None = None,
+        deviation_low_plane: Tensor | None = None,
+        remainder_plane: Tensor | None = None,
+        offset_plane: Tensor | None = None,
+        start_plane: Tensor | None = None,
+        exception_plane: Tensor | None = None,
+        checksum_plane: Tensor | None = None,
+    ) -> Self:
+        shape = [*scale_plane.shape[:-1], columns]
+        strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
+        if transposed:
+            shape[-2:], strides[-2:] = shape[:-3:-1], strides[:-3:-1]
+        return torch.Tensor._make_wrapper_subclass(
+            cls, shape, strides=strides, dtype=dtype, device=index_plane.device, requires_grad=False
+        )
+
+    def __init__(
+        self,
+        index_plane: Tensor,
+        scale_plane: Tensor,
+        columns: int,
+        index_bits: int,
+        deviation_bits: int,
+        group_size: int,
+        grid: str,
+        exponent: int,
+        fit: str,
+        stored_dtype: torch.dtype,
+        dtype: torch.dtype,
+        transposed: bool = False,
+        deviation_plane: Tensor | None = None,
+        deviation_low_plane: Tensor | None = None,
+        remainder_plane: Tensor | None = None,
+        offset_plane: Tensor | None = None,
+        start_plane: Tensor | None = None,
+        exception_plane: Tensor | None = None,
+        checksum_plane: Tensor | None = None,
+    ) -> None:
+        self.index_plane, self.scale_plane = index_plane, scale_plane
+        self.deviation_plane, self.deviation_low_plane = deviation_plane, deviation_low_plane
+        self.remainder_plane, self.exception_plane = remainder_plane, exception_plane
+        self.offset_plane, self.start_plane = offset_plane, start_plane
+        self.checksum_plane = checksum_plane
+        self.columns = columns
+        self.index_bits, self.deviation_bits = index_bits, deviation_bits
+        self.group_size, self.grid, self.exponent = group_size, grid, exponent
+        self.fit, self.stored_dtype, self.transposed = fit, stored_dtype, transposed
+
+    @property
+    def planes(self) -> Planes:
+        return Planes(
+            self.index_plane,
+            self.deviation_plane,
+            self.deviation_low_plane,
+            self.scale_plane,
+            self.remainder_plane,
+            self.offset_plane,
+            self.start_plane,
+            self.exception_plane,
+        )
+
+    @property
+    def op_arguments(self) -> tuple[int, int, int, int, str, int, torch.dtype | None]:
+        """The arguments of ``torch.ops.phiquant`` after the planes, read on every call."""
+        return (
+            self.columns,
+            self.index_bits,
+            self.deviation_bits,
+            self.group_size,
+            self.grid,
+            self.exponent,
+            None if self.remainder_plane is None else self.stored_dtype,
+        )
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the remainder is there, so that this decodes to the original."""
+        return self.remainder_plane is not None
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all planes and the checksum; ``nbytes`` tells those this one stands for."""
+        planes = (*self.planes, self.checksum_plane)
+        return sum(plane.nbytes for plane in planes if plane is not None)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits a weight, scale words and padding counted; 0 for an empty slice."""
+        return self.stored_bytes * 8 / max(self.numel(), 1)
+
+    def blame(self, error: ValueError) -> ValueError:
+        """What an op says of planes, with the name of this tensor before it."""
+        return ValueError(f"{self.describe()}: {str(error).removeprefix('weight.')}")
+
+    def on(self, planes: Planes, **changes: Any) -> Self:
+        """A tensor like this one on other planes, with some attributes changed."""
+        return self._with(**named(planes), **changes)
+
+    def _with(self, **changes: Any) -> Self:
+        """A tensor on the same planes with some planes or attributes changed."""
+        names = (
+            self.tensor_data_names + self.tensor_attribute_names + self.optional_tensor_data_names
+        )
+        tensor = type(self)(**{name: getattr(self, name) for name in names} | changes)
+        tensor.fqn = self.fqn
+        return tensor
+
+    def _apply_fn_to_data(self, fn: Callable[[Tensor], Tensor]) -> Self:
+        """A tensor with ``fn`` applied to every plane."""
+        tensor = super()._apply_fn_to_data(fn)
+        tensor.fqn = self.fqn
+        return tensor
+
+    def describe(self) -> str:
+        """How messages call this tensor."""
+        return self.fqn or f"compressed weight of shape {tuple(self.shape)}"
+
+    def _stable_hash_for_caching(self) -> str:
+        """What torch.compile's caches may tell compiled graphs apart by: all but the values."""
+        attributes = {name: getattr(self, name) for name in self.tensor_attribute_names}
+        planes = [
+            None
+            if plane is None
+            else (plane.shape, plane.stride(), plane.storage_offset(), plane.dtype, plane.device)
+            for plane in (*self.planes, self.checksum_plane)
+        ]
+        return f"PhiTensor {attributes} {planes} {self.requires_grad}"
+
+
+def named(planes: Planes) -> dict[str, Any]:
+    """Planes by the names of PhiTensor's attributes."""
+    return {attribute: getattr(planes, plane) for plane, attribute in _ATTRIBUTES.items()}
+
+
+_ATTRIBUTES = {
+    "index": "index_plane",
+    "deviation": "deviation_plane",
+    "deviation_low": "deviation_low_plane",
+    "scale": "scale_plane",
+    "remainder": "remainder_plane",
+    "offsets": "offset_plane",
+    "starts": "start_plane",
+    "exceptions": "exception_plane",
+}
