@@ -56,7 +56,7 @@ def errors(groups: Tensor, bend: float) -> Tensor:
         level((codes + 0.5) / DEVIATIONS - start),
         level(codes // DEVIATIONS - start + 0.5),
     )
-    top, bottom = level(torch.tensor([HALF + 0.25, start], dtype=torch.float64))
+    top, bottom = level(torch.tensor([HALF + 0.125, start], dtype=torch.float64))
     found = []
     for signed in (groups, -groups):
         needed = torch.maximum(signed.amax(-1) / top, -signed.amin(-1) / bottom).clamp(min=1e-30)

@@ -51,7 +51,7 @@ def level(position: Tensor, bend: float) -> Tensor:
 
 def trial(groups: Tensor, bend: float) -> Tensor:
     """(index error, deviation error, remainder bits) of fp32 ``groups``, ``[3, n]``."""
-    ends = level(torch.tensor([HALF + 0.25, HALF - 0.5]), bend)
+    ends = level(torch.tensor([HALF + 0.125, HALF - 0.5]), bend)
     needed = torch.maximum(groups.amax(-1) / ends[0], -groups.amin(-1) / ends[1]).clamp(min=2**-24)
     # 7 mantissa bits, rounded up, and one step more where the division rounded down.
     bits = (needed.view(torch.int32) + 0xFFFF) & ~0xFFFF

@@ -4,9 +4,11 @@
 #include "binding/cpu_decode.h"
 #include "binding/cpu_encode.h"
 #include "binding/cpu_linear.h"
+#include "binding/cpu_remainder.h"
 
 STABLE_TORCH_LIBRARY_IMPL(phiquant, CPU, m) {
   m.impl("encode", TORCH_BOX(&phiquant::cpu::encode));
+  m.impl("encode_remainder", TORCH_BOX(&phiquant::cpu::encode_remainder));
   m.impl("decode", TORCH_BOX(&phiquant::cpu::decode));
   m.impl("linear", TORCH_BOX(&phiquant::cpu::linear));
   m.impl("embedding", TORCH_BOX(&phiquant::cpu::embedding));

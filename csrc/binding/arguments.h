@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <initializer_list>
 #include <optional>
 #include <stdexcept>
@@ -115,17 +116,29 @@ inline Layout make_layout(int64_t columns, int64_t index_bits, int64_t deviation
        (layout.grid == GridName::kPhi ? "'phi')" : "'golden')"));
 }
 
-// Planes that fit the layout, contiguous, on the device of `scale`.
-struct CheckedPlanes {
-  std::optional<Tensor> index, deviation, deviation_low, scale;
-  Shape leading;  // every dimension but the last
-  int64_t rows;   // their product
+using OptionalTensor = std::optional<Tensor>;
+using OptionalDtype = std::optional<ScalarType>;
+
+// The planes as an op is given them.
+struct GivenPlanes {
+  Tensor index;
+  OptionalTensor deviation, deviation_low;
+  Tensor scale;
+  OptionalTensor remainder, offsets, starts, exceptions;
 };
 
-inline std::optional<Tensor> check_plane(const std::string& name,
-                                         const std::optional<Tensor>& plane, ScalarType dtype,
-                                         const Shape& shape) {
-  if (shape.back() == 0) {
+// Planes that fit the layout, contiguous, on the device of `scale`; absent ones are nullopt.
+struct CheckedPlanes {
+  OptionalTensor index, deviation, deviation_low, scale;
+  OptionalTensor remainder, offsets, starts, exceptions;
+  OptionalDtype stored;  // set if there is a remainder
+  Shape leading;         // every dimension but the last
+  int64_t rows;          // their product
+};
+
+inline OptionalTensor check_plane(const std::string& name, const OptionalTensor& plane,
+                                  bool present, ScalarType dtype, const Shape& shape) {
+  if (!present) {
     if (!plane.has_value()) return std::nullopt;
     fail(name + ": the layout has no such plane, got " + tuple_text(shape_of(*plane)));
   }
@@ -138,27 +151,56 @@ inline std::optional<Tensor> check_plane(const std::string& name,
   return torch::stable::contiguous(*plane);
 }
 
-inline CheckedPlanes check_planes(const Tensor& index, const std::optional<Tensor>& deviation,
-                                  const std::optional<Tensor>& deviation_low, const Tensor& scale,
-                                  const Layout& layout) {
-  Shape leading = shape_of(scale);
-  if (!leading.empty()) leading.pop_back();
-  const auto check = [&](const char* name, const std::optional<Tensor>& plane, int bits) {
-    return check_plane(name, plane, ScalarType::Byte, with_last(leading, row_bytes(layout, bits)));
+inline int64_t length_of(const OptionalTensor& plane) {
+  return plane.has_value() && plane->dim() > 0 ? plane->sizes()[0] : 0;
+}
+
+inline void check_lossy(const GivenPlanes& given, const Layout& layout, CheckedPlanes* planes) {
+  const auto check = [&](const char* name, const OptionalTensor& plane, int bits) {
+    return check_plane(name, plane, bits > 0, ScalarType::Byte,
+                       with_last(planes->leading, row_bytes(layout, bits)));
   };
+  planes->scale = check_plane("weight.scale", given.scale, true, ScalarType::Short,
+                              with_last(planes->leading, groups_of(layout)));
+  planes->index = check("weight.index", given.index, layout.index_bits);
+  planes->deviation = check("weight.deviation", given.deviation, high_bits(layout));
+  planes->deviation_low = check("weight.deviation_low", given.deviation_low, low_bits(layout));
+}
+
+inline void check_exact(const GivenPlanes& given, const Layout& layout, CheckedPlanes* planes) {
+  const bool exact = planes->stored.has_value();
+  if (exact && layout.deviation_bits == 0) {
+    fail("deviation_bits must be 2, 4 or 8 for an exact weight, got 0");
+  }
+  const int64_t blocks = planes->rows * blocks_of(layout), starts = length_of(given.starts);
+  const int64_t spaced = (blocks + kBlocksPerStart - 1) / kBlocksPerStart;
+  planes->remainder = check_plane("weight.remainder", given.remainder, exact, ScalarType::Byte,
+                                  {std::max<int64_t>(length_of(given.remainder), kPadding)});
+  planes->offsets = check_plane("weight.offsets", given.offsets, exact, ScalarType::Short,
+                                with_last(planes->leading, blocks_of(layout)));
+  planes->starts = check_plane("weight.starts", given.starts, exact, ScalarType::Long,
+                               {starts == blocks ? blocks : spaced});
+  planes->exceptions =
+      check_plane("weight.exceptions", given.exceptions, given.exceptions.has_value(),
+                  ScalarType::Long, {length_of(given.exceptions), 2});
+}
+
+inline CheckedPlanes check_planes(const GivenPlanes& given, const Layout& layout,
+                                  const OptionalDtype& stored) {
   CheckedPlanes planes;
-  planes.scale =
-      check_plane("weight.scale", scale, ScalarType::Short, with_last(leading, groups_of(layout)));
-  planes.index = check("weight.index", index, layout.index_bits);
-  planes.deviation = check("weight.deviation", deviation, high_bits(layout));
-  planes.deviation_low = check("weight.deviation_low", deviation_low, low_bits(layout));
-  for (const auto* plane : {&planes.index, &planes.deviation, &planes.deviation_low}) {
+  planes.leading = shape_of(given.scale);
+  if (!planes.leading.empty()) planes.leading.pop_back();
+  planes.rows = product(planes.leading);
+  planes.stored = stored;
+  check_lossy(given, layout, &planes);
+  check_exact(given, layout, &planes);
+  for (const auto* plane :
+       {&planes.index, &planes.deviation, &planes.deviation_low, &planes.remainder, &planes.offsets,
+        &planes.starts, &planes.exceptions}) {
     if (plane->has_value() && (*plane)->device() != planes.scale->device()) {
       fail("weight: its planes are on different devices");
     }
   }
-  planes.rows = product(leading);
-  planes.leading = std::move(leading);
   return planes;
 }
 

@@ -6,12 +6,17 @@
 namespace phiquant::cpu {
 
 inline Tensor decode(Tensor index, OptionalTensor deviation, OptionalTensor deviation_low,
-                     Tensor scale, int64_t columns, int64_t index_bits, int64_t deviation_bits,
-                     int64_t group_size, std::string grid, int64_t exponent, ScalarType dtype) {
+                     Tensor scale, OptionalTensor remainder, OptionalTensor offsets,
+                     OptionalTensor starts, OptionalTensor exceptions, int64_t columns,
+                     int64_t index_bits, int64_t deviation_bits, int64_t group_size,
+                     std::string grid, int64_t exponent, OptionalDtype stored_dtype,
+                     ScalarType dtype) {
   const Layout layout =
       make_layout(columns, index_bits, deviation_bits, group_size, grid, exponent);
-  const CheckedPlanes planes = check_planes(index, deviation, deviation_low, scale, layout);
-  return decode_to(layout, pointers(planes), nullptr, planes.leading, dtype);
+  const GivenPlanes given{index,     deviation, deviation_low, scale,
+                          remainder, offsets,   starts,        exceptions};
+  const CheckedPlanes planes = check_planes(given, layout, stored_dtype);
+  return decode_to(layout, planes, nullptr, planes.leading, dtype);
 }
 
 // int64 copies of indices that are within [0, rows).
@@ -34,15 +39,19 @@ inline Tensor checked_indices(const Tensor& indices, int64_t rows) {
 }
 
 inline Tensor embedding(Tensor indices, Tensor index, OptionalTensor deviation,
-                        OptionalTensor deviation_low, Tensor scale, int64_t columns,
-                        int64_t index_bits, int64_t deviation_bits, int64_t group_size,
-                        std::string grid, int64_t exponent, ScalarType dtype) {
+                        OptionalTensor deviation_low, Tensor scale, OptionalTensor remainder,
+                        OptionalTensor offsets, OptionalTensor starts, OptionalTensor exceptions,
+                        int64_t columns, int64_t index_bits, int64_t deviation_bits,
+                        int64_t group_size, std::string grid, int64_t exponent,
+                        OptionalDtype stored_dtype, ScalarType dtype) {
   const Layout layout =
       make_layout(columns, index_bits, deviation_bits, group_size, grid, exponent);
-  const CheckedPlanes planes = check_planes(index, deviation, deviation_low, scale, layout);
+  const GivenPlanes given{index,     deviation, deviation_low, scale,
+                          remainder, offsets,   starts,        exceptions};
+  const CheckedPlanes planes = check_planes(given, layout, stored_dtype);
   check_matrix(planes);
   const Tensor rows = checked_indices(indices, planes.rows);
-  return decode_to(layout, pointers(planes), static_cast<const int64_t*>(rows.const_data_ptr()),
+  return decode_to(layout, planes, static_cast<const int64_t*>(rows.const_data_ptr()),
                    shape_of(indices), dtype);
 }
 

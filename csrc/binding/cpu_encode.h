@@ -44,22 +44,43 @@ inline std::vector<float> group_importance(const Layout& layout, const OptionalT
   return values;
 }
 
-inline Fit fit_of(const std::string& fit) {
+inline Fit fit_of(const std::string& fit, bool exact) {
   if (fit == "joint") return Fit::kJoint;
   if (fit == "index") return Fit::kIndex;
   if (fit == "deviation") return Fit::kDeviation;
-  fail("fit must be one of ('joint', 'index', 'deviation'), got '" + fit + "'");
+  if (fit != "exact") {
+    fail("fit must be one of ('joint', 'index', 'deviation', 'exact'), got '" + fit + "'");
+  }
+  if (!exact) fail("fit='exact' minimises the remainder, which needs exact=True");
+  return Fit::kJoint;
+}
+
+// The price of a remainder bit in 32nds, as PRICES of the reference.
+inline int32_t price_of(const std::string& fit) { return fit == "exact" ? 8 : 1; }
+
+inline void check_stored(const Tensor& weight, const Layout& layout, const OptionalDtype& stored) {
+  if (stored.has_value() && layout.deviation_bits == 0) {
+    fail("deviation_bits must be 2, 4 or 8 for an exact weight, got 0");
+  }
+  if (stored.has_value() && weight.scalar_type() != *stored) {
+    fail("weight: expected " + dtype_text(*stored) + ", as stored, got " +
+         dtype_text(weight.scalar_type()));
+  }
 }
 
 inline std::tuple<Tensor, Tensor, Tensor, Tensor> encode(Tensor weight, OptionalTensor importance,
                                                          int64_t index_bits, int64_t deviation_bits,
                                                          int64_t group_size, std::string grid,
-                                                         int64_t exponent, std::string fit) {
+                                                         int64_t exponent,
+                                                         OptionalDtype stored_dtype,
+                                                         std::string fit) {
   const Dtype dtype = dtype_of("weight", weight.scalar_type());
   const Shape leading = leading_of("weight", weight);
   const Layout layout =
       make_layout(weight.sizes().back(), index_bits, deviation_bits, group_size, grid, exponent);
-  const Fit kind = fit_of(fit);
+  check_stored(weight, layout, stored_dtype);
+  const bool exact = stored_dtype.has_value();
+  const Fit kind = fit_of(fit, exact);
   const std::vector<float> weighted = group_importance(layout, importance);
   const Tensor source = torch::stable::contiguous(weight);
   const SearchTables tables(layout);
@@ -77,8 +98,11 @@ inline std::tuple<Tensor, Tensor, Tensor, Tensor> encode(Tensor weight, Optional
                         tables.inverse.data(),
                         tables.levels,
                         tables.index_levels,
-                        tables.edges.data(),
+                        tables.edges,
                         tables.ends.data(),
+                        exact ? thirty_second_powers() : nullptr,
+                        price_of(fit),
+                        exact,
                         static_cast<uint8_t*>(index.mutable_data_ptr()),
                         static_cast<uint8_t*>(deviation.mutable_data_ptr()),
                         static_cast<uint8_t*>(low.mutable_data_ptr()),

@@ -82,6 +82,13 @@ inline Planes planes_from(const LinearArguments& given, int64_t first) {
   return planes;
 }
 
+// The same for remainders: they keep their places, since blocks are counted from where they begin.
+inline Remainder remainder_from(const LinearArguments& given, int64_t first) {
+  Remainder remainder = remainder_of(given.layout, given.planes);
+  remainder.first_block = first * blocks_of(given.layout);
+  return remainder;
+}
+
 // Where this thread decodes blocks. It is kept: fresh pages would cost as much as decoding.
 inline void* scratch(int64_t bytes) {
   static thread_local std::unique_ptr<uint8_t[]> memory;
@@ -99,6 +106,7 @@ inline Tensor blocked_linear(const LinearArguments& given) {
   const ScalarType dtype = given.x.scalar_type();
   const Dtype kind = dtype_of("x", dtype);
   const int64_t columns = given.layout.columns, width = kind == Dtype::kFloat32 ? 4 : 2;
+  const Exceptions exceptions = exceptions_of(given.planes);
   const int64_t most =
       std::min(std::max<int64_t>(kBlockBytes / (columns * width), 64), given.out_features);
   void* memory = scratch(most * columns * width);
@@ -107,9 +115,11 @@ inline Tensor blocked_linear(const LinearArguments& given) {
   OptionalTensor bias = given.bias;
   for (int64_t first = 0; first < given.out_features; first += most) {
     const int64_t rows = std::min(most, given.out_features - first);
-    decode_rows({given.layout, planes_from(given, first), nullptr, golden_table(given.layout), kind,
-                 memory},
-                rows);
+    const DecodeTask task{
+        given.layout, planes_from(given, first),    nullptr, golden_table(given.layout), kind,
+        memory,       remainder_from(given, first), nullptr};
+    decode_rows(task, rows);
+    put_exceptions(exceptions, task, first, rows);
     const Tensor weight =
         torch::stable::from_blob(memory, Shape{rows, columns}, Shape{columns, 1}, device, dtype);
     OptionalTensor part;
@@ -124,18 +134,27 @@ inline Tensor blocked_linear(const LinearArguments& given) {
 
 // fp64 has no kernel of its own: fp32 holds every decoded weight.
 inline Tensor double_linear(const LinearArguments& given) {
-  const Tensor weight = decode_to(given.layout, pointers(given.planes), nullptr,
-                                  {given.out_features}, ScalarType::Double);
+  const Tensor weight =
+      decode_to(given.layout, given.planes, nullptr, {given.out_features}, ScalarType::Double);
   return aten_linear(given.x, weight, given.bias);
 }
 
+inline bool is_fused(const LinearArguments& given) {
+  const bool plain = !given.planes.stored.has_value() && !given.planes.exceptions.has_value();
+  return plain && given.m <= kernels().fused_rows(given.layout);
+}
+
 inline Tensor linear(Tensor x, Tensor index, OptionalTensor deviation, OptionalTensor deviation_low,
-                     Tensor scale, OptionalTensor bias, int64_t columns, int64_t index_bits,
-                     int64_t deviation_bits, int64_t group_size, std::string grid,
-                     int64_t exponent) {
+                     Tensor scale, OptionalTensor remainder, OptionalTensor offsets,
+                     OptionalTensor starts, OptionalTensor exceptions, OptionalTensor bias,
+                     int64_t columns, int64_t index_bits, int64_t deviation_bits,
+                     int64_t group_size, std::string grid, int64_t exponent,
+                     OptionalDtype stored_dtype) {
   const Layout layout =
       make_layout(columns, index_bits, deviation_bits, group_size, grid, exponent);
-  CheckedPlanes planes = check_planes(index, deviation, deviation_low, scale, layout);
+  const GivenPlanes stored{index,     deviation, deviation_low, scale,
+                           remainder, offsets,   starts,        exceptions};
+  CheckedPlanes planes = check_planes(stored, layout, stored_dtype);
   check_matrix(planes);
   const Shape leading = leading_of("x", x);
   if (x.sizes().back() != columns) {
@@ -150,9 +169,9 @@ inline Tensor linear(Tensor x, Tensor index, OptionalTensor deviation, OptionalT
   if (m == 0 || out_features == 0) return new_tensor(with_last(leading, out_features), dtype);
   const Tensor flat = torch::stable::reshape(torch::stable::contiguous(x), {m, columns});
   const LinearArguments given{layout, std::move(planes), flat, bias, m, out_features};
-  const Tensor result = dtype == ScalarType::Double         ? double_linear(given)
-                        : m <= kernels().fused_rows(layout) ? fused_linear(given)
-                                                            : blocked_linear(given);
+  const Tensor result = dtype == ScalarType::Double ? double_linear(given)
+                        : is_fused(given)           ? fused_linear(given)
+                                                    : blocked_linear(given);
   return torch::stable::reshape(result, with_last(leading, out_features));
 }
 

@@ -2,15 +2,15 @@
 #pragma once
 
 #include <atomic>
+#include <limits>
+#include <mutex>
 
 #include "../cpu/dispatch.h"
 #include "../cpu/mode.h"
 #include "../cpu/tables.h"
-#include "arguments.h"
+#include "cpu_exceptions.h"
 
 namespace phiquant::cpu {
-
-using OptionalTensor = std::optional<Tensor>;
 
 inline constexpr int64_t kGrain = 1 << 15;  // weights that a thread should have at least
 
@@ -48,6 +48,20 @@ inline Planes pointers(const CheckedPlanes& planes) {
           data<uint8_t>(planes.deviation_low), data<int16_t>(planes.scale)};
 }
 
+inline Remainder remainder_of(const Layout& layout, const CheckedPlanes& planes) {
+  if (!planes.stored.has_value()) return {};
+  const int64_t blocks = planes.rows * blocks_of(layout);
+  return {data<uint8_t>(planes.remainder),
+          planes.remainder->numel(),
+          data<uint16_t>(planes.offsets),
+          data<int64_t>(planes.starts),
+          blocks,
+          0,
+          planes.starts->numel() != blocks,
+          dtype_of("stored_dtype", *planes.stored),
+          layout.grid == GridName::kPhi ? nullptr : golden_edges(layout).data()};
+}
+
 inline const float* golden_table(const Layout& layout) {
   if (layout.grid == GridName::kPhi) return nullptr;
   return golden_levels(layout.index_bits, layout.deviation_bits).data();
@@ -67,13 +81,34 @@ Status over_rows(int64_t rows, int64_t columns, Run run) {
   return status;
 }
 
-// `rows` of `out` from `first` on.
-inline void decode_rows(DecodeTask task, int64_t rows) {
+[[noreturn]] inline void fail_block(Status status, int64_t block) {
+  const char* what = status == Status::kOutside ? "is not inside of the remainder plane"
+                     : status == Status::kApart ? "does not end where the next one begins"
+                                                : "holds a remainder that is not in its sub-cell";
+  fail("remainder: block " + std::to_string(block) + " " + what +
+       ": the planes are corrupt, or of two different encodings");
+}
+
+// `rows` rows to task.out. Ranges stop at their first bad block; the first of all is named.
+inline void decode_rows(const DecodeTask& task, int64_t rows) {
   const Kernels& set = kernels();
-  const Status status = over_rows(rows, task.layout.columns, [&](int64_t begin, int64_t end) {
-    return set.decode(task, begin, end);
+  std::mutex mutex;
+  Status worst = Status::kOk;
+  int64_t first = std::numeric_limits<int64_t>::max();
+  over_rows(rows, task.layout.columns, [&](int64_t begin, int64_t end) {
+    int64_t block = 0;
+    DecodeTask mine = task;
+    mine.bad_block = &block;
+    const Status status = set.decode(mine, begin, end);
+    if (status != Status::kOk) {
+      const std::lock_guard<std::mutex> lock(mutex);
+      if (block < first) worst = status;
+      first = std::min(first, block);
+    }
+    return status;
   });
-  if (status == Status::kBadWord) fail_word(task.layout);
+  if (worst == Status::kBadWord) fail_word(task.layout);
+  if (worst != Status::kOk) fail_block(worst, first);
 }
 
 // Weights of another dtype than the kernels know are decoded to fp32, which holds all of them.
@@ -85,13 +120,22 @@ inline Tensor new_tensor(const Shape& shape, ScalarType dtype) {
   return torch::stable::empty(shape, dtype);
 }
 
-inline Tensor decode_to(const Layout& layout, const Planes& planes, const int64_t* rows,
+// `rows`: int64 row numbers, or null for all rows from the first on.
+inline Tensor decode_to(const Layout& layout, const CheckedPlanes& planes, const int64_t* rows,
                         const Shape& leading, ScalarType dtype) {
   const ScalarType stored = decoded_dtype(dtype);
   const Dtype kind = dtype_of("dtype", stored);
   Tensor out = new_tensor(with_last(leading, layout.columns), stored);
-  decode_rows({layout, planes, rows, golden_table(layout), kind, out.mutable_data_ptr()},
-              product(leading));
+  const DecodeTask task{layout,
+                        pointers(planes),
+                        rows,
+                        golden_table(layout),
+                        kind,
+                        out.mutable_data_ptr(),
+                        remainder_of(layout, planes),
+                        nullptr};
+  decode_rows(task, product(leading));
+  put_exceptions(exceptions_of(planes), task, 0, product(leading));
   return stored == dtype ? out : torch::stable::to(out, dtype);
 }
 

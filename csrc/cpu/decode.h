@@ -103,8 +103,6 @@ PHIQUANT_INLINE void round_weights(Dtype dtype, const float* from, int count, vo
   }
 }
 
-PHIQUANT_INLINE int64_t size_of(Dtype dtype) { return dtype == Dtype::kFloat32 ? 4 : 2; }
-
 // The last group of a row may be short: only its weights are written.
 PHIQUANT_INLINE void store_group(const Layout& layout, Dtype dtype, const float* weights,
                                  int64_t column, uint8_t* row) {
@@ -135,7 +133,7 @@ static bool decode_row(const DecodeTask& task, const Curve& curve, int64_t row, 
   return good;
 }
 
-static Status decode(const DecodeTask& task, int64_t begin, int64_t end) {
+static Status decode_lossy(const DecodeTask& task, int64_t begin, int64_t end) {
   const Curve curve = Curve::of(task.layout);
   const int64_t stride = task.layout.columns * size_of(task.dtype);
   bool good = true;

@@ -98,7 +98,7 @@ PHIQUANT_INLINE DecodeRow row_decoder(const Layout& layout) {
 }
 
 static Status fast_decode(const DecodeTask& task, int64_t begin, int64_t end) {
-  if (!has_nibbles(task.layout)) return decode(task, begin, end);
+  if (!has_nibbles(task.layout)) return decode_lossy(task, begin, end);
   const DecodeRow decode_row =
       task.dtype == Dtype::kFloat32    ? row_decoder<Dtype::kFloat32>(task.layout)
       : task.dtype == Dtype::kBFloat16 ? row_decoder<Dtype::kBFloat16>(task.layout)

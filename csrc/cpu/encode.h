@@ -12,8 +12,9 @@ struct Choice {
   double score;
 };
 
-template <bool index, bool deepest, bool weighted>
-static int choose(const PhiSearch& search, const Group& group, const Candidates& candidates) {
+template <bool index, bool deepest, bool weighted, Priced priced>
+static int choose(const PhiSearch& search, const EncodeTask& task, const Group& group,
+                  const Candidates& candidates) {
   Choice best{0, __builtin_inf()};
   for (int i = 0; i < kCandidates; i++) {
     const int bend = i / 2;
@@ -24,29 +25,43 @@ static int choose(const PhiSearch& search, const Group& group, const Candidates&
                       (i & 1) != 0,
                       group.plain && candidates.covered[i] != 0};
     Errors errors;
-    if (!trial.plain || !quick_errors<index, deepest, weighted>(search, group, trial, &errors)) {
-      errors = exact_errors<index, deepest, weighted>(search, group, trial);
+    if (!trial.plain ||
+        !quick_errors<index, deepest, weighted, priced>(search, group, trial, &errors)) {
+      errors = exact_errors<index, deepest, weighted, priced>(search, group, trial);
     }
-    const double score = score_of<index, deepest>(errors);
+    const double score = score_of<index, deepest>(task, errors);
     if (score < best.score) best = {i, score};
   }
   return best.candidate;
 }
 
-template <bool index, bool deepest>
-PHIQUANT_INLINE int choose(const PhiSearch& search, const Group& group,
+template <bool index, bool deepest, Priced priced>
+PHIQUANT_INLINE int choose(const PhiSearch& search, const EncodeTask& task, const Group& group,
                            const Candidates& candidates) {
-  return group.importance == nullptr ? choose<index, deepest, false>(search, group, candidates)
-                                     : choose<index, deepest, true>(search, group, candidates);
+  return group.importance == nullptr
+             ? choose<index, deepest, false, priced>(search, task, group, candidates)
+             : choose<index, deepest, true, priced>(search, task, group, candidates);
 }
 
-PHIQUANT_INLINE int choose(const PhiSearch& search, Fit fit, const Group& group,
+PHIQUANT_INLINE int choose(const PhiSearch& search, const EncodeTask& task, const Group& group,
                            const Candidates& candidates) {
-  if (fit == Fit::kIndex || search.layout.deviation_bits == 0) {
-    return choose<true, false>(search, group, candidates);
+  if (task.fit == Fit::kIndex || search.layout.deviation_bits == 0) {
+    return choose<true, false, Priced::kNone>(search, task, group, candidates);
   }
-  return fit == Fit::kJoint ? choose<true, true>(search, group, candidates)
-                            : choose<false, true>(search, group, candidates);
+  if (task.fit == Fit::kDeviation) {
+    return choose<false, true, Priced::kNone>(search, task, group, candidates);
+  }
+  if (task.prices == nullptr) {
+    return choose<true, true, Priced::kNone>(search, task, group, candidates);
+  }
+  switch (task.dtype) {
+    case Dtype::kFloat32:
+      return choose<true, true, Priced::kFloat32>(search, task, group, candidates);
+    case Dtype::kBFloat16:
+      return choose<true, true, Priced::kBFloat16>(search, task, group, candidates);
+    default:
+      return choose<true, true, Priced::kFloat16>(search, task, group, candidates);
+  }
 }
 
 // Codes of a group, and its scale word.
@@ -54,7 +69,7 @@ static int16_t encode_phi(const PhiSearch& search, const EncodeTask& task, Group
                           int32_t* codes) {
   Candidates candidates;
   prepare_group(search, group, &candidates);
-  const int best = choose(search, task.fit, *group, candidates);
+  const int best = choose(search, task, *group, candidates);
   const int bend = best / 2;
   const bool negative = (best & 1) != 0;
   const Trial trial{search.curve.line[bend],
@@ -101,7 +116,8 @@ static bool encode_row(const EncodeTask& task, const PhiSearch& search, int64_t 
   for (int64_t i = 0; i < groups; i++) {
     const int64_t column = i * layout.group_size, rest = layout.columns - column;
     const int64_t count = rest < layout.group_size ? rest : layout.group_size;
-    if (!load_group(layout, task.dtype, from + column * width, count, &group)) return false;
+    const bool finite = load_group(layout, task.dtype, from + column * width, count, &group);
+    if (!finite && !task.exact) return false;
     group.importance = task.importance == nullptr ? nullptr : task.importance + column;
     const int16_t word = layout.grid == GridName::kPhi ? encode_phi(search, task, &group, codes)
                                                        : encode_golden(search, task, group, codes);

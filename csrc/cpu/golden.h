@@ -5,11 +5,33 @@
 
 namespace phiquant::cpu::PHIQUANT_ISA {
 
+// 2^(units / 32).
+PHIQUANT_INLINE double power(const double* thirty_seconds, int64_t units) {
+  const uint64_t bits = static_cast<uint64_t>(1023 + (units >> 5)) << 52;
+  double whole;
+  std::memcpy(&whole, &bits, sizeof whole);
+  return whole * thirty_seconds[units & 31];
+}
+
 template <bool index, bool deepest>
-PHIQUANT_INLINE double score_of(const Errors& errors) {
+PHIQUANT_INLINE double score_of(const EncodeTask& task, const Errors& errors) {
   if (!deepest) return errors.index;
   if (!index) return errors.deepest;
-  return errors.index * errors.index * errors.deepest;
+  const double joint = errors.index * errors.index * errors.deepest;
+  return task.prices == nullptr ? joint : joint * power(task.prices, errors.bits * task.price);
+}
+
+// The bits of a group's remainders.
+template <Dtype stored>
+PHIQUANT_INLINE int64_t golden_bits(const EncodeTask& task, const Group& group, float scale,
+                                    const int32_t* codes) {
+  vi bits{};
+  for (int at = 0; at < task.layout.group_size; at += kLanes) {
+    const Sides sides = sides_of(task.layout, load<vi>(codes + at));
+    const Subcells cells = golden_subcells<stored>(task.layout, sides, task.edges, scale);
+    bits += bit_length(cells.spare) & load<vi>(group.counted + at);
+  }
+  return sum_integers(bits);
 }
 
 PHIQUANT_INLINE int32_t golden_code(const EncodeTask& task, float turned, float scale) {
@@ -35,7 +57,7 @@ PHIQUANT_INLINE float golden_error(float level, float scale, float weight, float
 // Codes of a group for a signed scale, and their errors; one order of sums for all.
 PHIQUANT_INLINE Errors golden_codes(const EncodeTask& task, const Group& group, float scale,
                                     bool negative, int32_t* codes) {
-  Errors sum{0, 0};
+  Errors sum{0, 0, 0};
   for (int i = 0; i < task.layout.group_size; i++) {
     const float weight = negative ? -group.weight[i] : group.weight[i];
     const double importance = group.importance == nullptr ? 1.0 : group.importance[i];
@@ -46,6 +68,11 @@ PHIQUANT_INLINE Errors golden_codes(const EncodeTask& task, const Group& group, 
     sum.deepest += deepest * deepest * importance;
     sum.index += index * index * importance;
   }
+  if (task.prices == nullptr) return sum;
+  sum.bits = task.dtype == Dtype::kFloat32 ? golden_bits<Dtype::kFloat32>(task, group, scale, codes)
+             : task.dtype == Dtype::kBFloat16
+                 ? golden_bits<Dtype::kBFloat16>(task, group, scale, codes)
+                 : golden_bits<Dtype::kFloat16>(task, group, scale, codes);
   return sum;
 }
 
@@ -60,9 +87,9 @@ static int16_t encode_golden(const PhiSearch& search, const EncodeTask& task, co
   for (int sign = 0; sign < 2; sign++) {
     const Errors errors =
         golden_codes(task, group, candidates.scale[sign], sign != 0, sign == 0 ? codes : other);
-    score[sign] = index_only                    ? score_of<true, false>(errors)
-                  : task.fit == Fit::kDeviation ? score_of<false, true>(errors)
-                                                : score_of<true, true>(errors);
+    score[sign] = index_only                    ? score_of<true, false>(task, errors)
+                  : task.fit == Fit::kDeviation ? score_of<false, true>(task, errors)
+                                                : score_of<true, true>(task, errors);
   }
   if (!(score[1] < score[0])) return static_cast<int16_t>(candidates.word[0]);
   std::memcpy(codes, other, sizeof other);

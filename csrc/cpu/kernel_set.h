@@ -1,18 +1,23 @@
 // The kernels of the instruction set whose hooks were included before, under one name.
 #pragma once
 
-#include "decode.h"
-#include "encode.h"
-#include "fused.h"
-
 // An instruction set may have a faster one of its own.
 #if !defined(PHIQUANT_DECODE)
-#define PHIQUANT_DECODE decode
+#define PHIQUANT_DECODE decode_lossy
+#endif
+#if !defined(PHIQUANT_TAKE_BITS)
+#define PHIQUANT_TAKE_BITS take_bits
 #endif
 #if !defined(PHIQUANT_FUSED)
 #define PHIQUANT_FUSED fused
 #define PHIQUANT_FUSED_ROWS fused_rows
 #endif
+//
+#include "encode.h"
+#include "exact_decode.h"
+#include "exact_encode.h"
+#include "fused.h"
+
 #define PHIQUANT_TEXT_OF(name) #name
 #define PHIQUANT_TEXT(name) PHIQUANT_TEXT_OF(name)
 
@@ -20,7 +25,7 @@ namespace phiquant::cpu::PHIQUANT_ISA {
 
 const Kernels& kernels() {
   static constexpr Kernels set{
-      PHIQUANT_TEXT(PHIQUANT_ISA), PHIQUANT_DECODE, encode, prepare, PHIQUANT_FUSED,
+      PHIQUANT_TEXT(PHIQUANT_ISA), decode, encode, measure, write, prepare, PHIQUANT_FUSED,
       PHIQUANT_FUSED_ROWS};
   return set;
 }

@@ -11,12 +11,28 @@ namespace phiquant::cpu {
 enum class Dtype : int32_t { kFloat32, kBFloat16, kFloat16 };
 enum class Fit : int32_t { kJoint, kIndex, kDeviation };
 
+PHIQUANT_INLINE int64_t size_of(Dtype dtype) { return dtype == Dtype::kFloat32 ? 4 : 2; }
+
 // Contiguous planes of [rows, columns]; a plane that the layout does not have is null.
 struct Planes {
   const uint8_t* index;
   const uint8_t* deviation;
   const uint8_t* deviation_low;
   const int16_t* scale;
+};
+
+// The remainder plane; payload is null where it is not read. Offsets and starts have the right
+// length, their values are as they were stored.
+struct Remainder {
+  const uint8_t* payload;
+  int64_t size;  // bytes of payload, kPadding included
+  const uint16_t* offsets;
+  const int64_t* starts;
+  int64_t blocks;       // of all rows
+  int64_t first_block;  // of the first row of the task's planes
+  bool consecutive;     // blocks follow each other, 32 a start; else each has its own
+  Dtype stored;         // the dtype whose floats are told apart
+  const float* edges;   // golden grid: lower edges of all codes and the last one's upper; else null
 };
 
 // out[i, columns] = weight[rows ? rows[i] : i]; rows are within the planes.
@@ -27,6 +43,24 @@ struct DecodeTask {
   const float* levels;  // golden grid: the level of every code; else null
   Dtype dtype;
   void* out;
+  Remainder remainder;
+  int64_t* bad_block;  // set where the status is about a block
+};
+
+// The remainders of weight[rows, columns], whose lossy planes are given. `measure` fills the bytes
+// of every block and the exceptions of every row; `write` needs both summed up.
+struct RemainderTask {
+  Layout layout;
+  Planes planes;
+  Dtype stored;
+  const float* edges;  // as in Remainder
+  const void* weight;
+  int64_t* sizes;         // [blocks]: bytes
+  int64_t* astray;        // [rows]: how many weights are no sub-cell's
+  const int64_t* begins;  // [blocks]: first bytes
+  uint8_t* payload;
+  const int64_t* first_exception;  // [rows]
+  int64_t* exceptions;             // [n, 2]: places and fp32 bits
 };
 
 // The inverse of y = (1 - B) q + B q^3 as a quartic in each of 32 segments, four an octave of
@@ -55,7 +89,10 @@ struct EncodeTask {
   const float* levels;        // golden grid: the level of every code,
   const float* index_levels;  // of every index,
   const float* edges;         // and the lower edge of every code
-  const float* ends;          // f(K + 1/4) and f(K - 1/2) of every bend
+  const float* ends;          // f(K + 1/8) and f(K - 1/2) of every bend
+  const double* prices;       // what n / 32 remainder bits multiply the score by; null if nothing
+  int32_t price;              // of a remainder bit, in 32nds
+  bool exact;                 // weights that are not finite are left to the exceptions
   uint8_t* index;
   uint8_t* deviation;
   uint8_t* deviation_low;
@@ -75,7 +112,7 @@ struct FusedTask {
   int64_t out_features;
 };
 
-enum class Status : int32_t { kOk, kBadWord, kNotFinite };
+enum class Status : int32_t { kOk, kBadWord, kNotFinite, kOutside, kApart, kBadRemainder };
 
 // The kernels of one instruction set. Ranges are rows of the result of decode, rows of the weight
 // in encode and fused; a range writes nothing outside of its rows. Callers keep denormals (mode.h).
@@ -83,6 +120,8 @@ struct Kernels {
   const char* name;
   Status (*decode)(const DecodeTask& task, int64_t begin, int64_t end);
   Status (*encode)(const EncodeTask& task, int64_t begin, int64_t end);
+  Status (*measure)(const RemainderTask& task, int64_t begin, int64_t end);
+  Status (*write)(const RemainderTask& task, int64_t begin, int64_t end);
   // x[m, columns] of dtype to fp32 in the order in which `fused` unpacks weights, padded with 0.
   void (*prepare)(const Layout& layout, Dtype dtype, const void* x, int64_t m, float* prepared);
   Status (*fused)(const FusedTask& task, int64_t begin, int64_t end);

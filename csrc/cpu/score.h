@@ -98,35 +98,53 @@ PHIQUANT_INLINE double sum_squares(const Group& group, int size, const float* er
   return sum;
 }
 
+// Which dtype's remainders have a price, if any.
+enum class Priced { kFloat32, kBFloat16, kFloat16, kNone };
+
+// The bits of remainders of weights in these sub-cells of the phi-grid.
+template <Priced priced>
+PHIQUANT_INLINE vi widths(const PhiSearch& search, const Trial& trial, const Sides& sides) {
+  if constexpr (priced == Priced::kNone) return vi{};
+  constexpr Dtype stored = static_cast<Dtype>(priced);
+  return bit_length(
+      phi_subcells<stored>(search.layout, sides, trial.line, trial.cubic, trial.scale).spare);
+}
+
 // From exact codes: for any group, scale and weight.
-template <bool index, bool deepest, bool weighted>
+template <bool index, bool deepest, bool weighted, Priced priced>
 static Errors exact_errors(const PhiSearch& search, const Group& group, const Trial& trial) {
   const Layout& layout = search.layout;
   const float first = static_cast<float>(half_of(layout)) - 0.5f;
   alignas(64) float of_index[kLargestGroup], of_deepest[kLargestGroup];
+  vi bits{};
   for (int at = 0; at < layout.group_size; at += kLanes) {
     const vf weight = load<vf>(group.weight + at);
     const vf turned = trial.negative ? -weight : weight;
     const vi code = find_codes(search, trial, turned);
     const vf centre = (to_float(code) + 0.5f) * sub_cell_width(layout) - first;
     const vf cell = to_float(code >> layout.deviation_bits) - (first - 0.5f);
+    bits += widths<priced>(search, trial, sides_of(layout, code)) & load<vi>(group.counted + at);
     store(of_deepest + at, (decoded(trial, centre) - turned) * group.unit);
     store(of_index + at, (decoded(trial, cell) - turned) * group.unit);
   }
   return {index ? sum_squares<weighted>(group, layout.group_size, of_index) : 0,
-          deepest ? sum_squares<weighted>(group, layout.group_size, of_deepest) : 0};
+          deepest ? sum_squares<weighted>(group, layout.group_size, of_deepest) : 0,
+          sum_integers(bits)};
 }
 
 // From estimated positions of magnitudes, the curve being odd. False if a weight is so near to an
 // edge that its sub-cell is in doubt.
-template <bool index, bool deepest, bool weighted>
+template <bool index, bool deepest, bool weighted, Priced priced>
 PHIQUANT_INLINE bool quick_errors(const PhiSearch& search, const Group& group, const Trial& trial,
                                   Errors* out) {
   const int d = search.layout.deviation_bits, half_cell = d == 0 ? 0 : 1 << (d - 1);
   // Powers of two: the curve on sub-cells rounds as it does on cells.
   const float width = power_of_two(-d), line = trial.line * width;
   const float cubic = trial.cubic * width * width * width, reciprocal = 1.0f / trial.scale;
+  const vi turned = vi{} - (trial.negative ? 1 : 0);
+  const vi outermost = splat(search.last_code - search.zero_code);
   vf index_sum[kParts]{}, deepest_sum[kParts]{}, furthest{};
+  vi bits{};
   for (int at = 0; at < search.layout.group_size; at += kSumLanes) {
     for (int part = 0; part < kParts; part++) {
       const int here = at + part * kLanes;
@@ -135,6 +153,11 @@ PHIQUANT_INLINE bool quick_errors(const PhiSearch& search, const Group& group, c
       const vi whole = truncate(place);
       const vf centre = to_float(whole) + 0.5f;
       furthest = maximum(furthest, absolute(place - centre));
+      if constexpr (priced != Priced::kNone) {
+        const vi below = (load<vi>(group.weight + here) < 0) ^ turned;
+        const Sides sides{whole, below, whole == outermost};
+        bits += widths<priced>(search, trial, sides) & load<vi>(group.counted + here);
+      }
       if (deepest) {
         const vf level = ((centre * centre) * cubic + line) * centre;
         deepest_sum[part] += square<weighted>(group, here, level * trial.scale - size);
@@ -145,7 +168,7 @@ PHIQUANT_INLINE bool quick_errors(const PhiSearch& search, const Group& group, c
       }
     }
   }
-  *out = {sum_lanes(index_sum), sum_lanes(deepest_sum)};
+  *out = {sum_lanes(index_sum), sum_lanes(deepest_sum), sum_integers(bits)};
   return !any(furthest > 0.5f - search.near_edge);
 }
 

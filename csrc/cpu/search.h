@@ -1,20 +1,21 @@
 // What encoding knows while it searches the scale word of one group.
 #pragma once
 
-#include "words.h"
+#include "subcells.h"
 
 namespace phiquant::cpu::PHIQUANT_ISA {
 
 inline constexpr int kCandidates = 2 * kBendCount;  // bend by bend, the positive sign first
 
 struct Group {
-  alignas(64) float weight[kLargestGroup];  // padded with 0
-  alignas(64) float size[kLargestGroup];    // magnitudes
-  alignas(64) float guess[kLargestGroup];   // magnitudes kept off zero, for the inverse only
-  const float* importance;                  // null if all are 1
-  float above, below;                       // the largest weight of each direction, >= 0
-  float unit;                               // a power of two that keeps squares in range
-  bool plain;                               // unit is 1 and nothing is near fp32's borders
+  alignas(64) float weight[kLargestGroup];     // padded with 0
+  alignas(64) float size[kLargestGroup];       // magnitudes
+  alignas(64) float guess[kLargestGroup];      // magnitudes kept off zero, for the inverse only
+  alignas(64) int32_t counted[kLargestGroup];  // mask: not padding
+  const float* importance;                     // null if all are 1
+  float above, below;                          // the largest weight of each direction, >= 0
+  float unit;                                  // a power of two that keeps squares in range
+  bool plain;                                  // unit is 1 and nothing is near fp32's borders
 };
 
 struct Candidates {
@@ -23,8 +24,10 @@ struct Candidates {
   alignas(64) int32_t covered[kCandidates];  // whether every weight is inside of the grid
 };
 
+// Of one candidate word: sums of squared errors of both tiers, and bits of remainders.
 struct Errors {
   double index, deepest;
+  int64_t bits;
 };
 
 // The phi-grid of one layout.
@@ -69,7 +72,8 @@ PHIQUANT_INLINE float normaliser(float size) {
   return power_of_two(exponent < -126 ? 126 : exponent > 126 ? -126 : -exponent);
 }
 
-// `count` weights of dtype at `from`, the rest of the group is padding. False if one is not finite.
+// `count` weights of dtype at `from`, the rest of the group is padding. False if one is not finite;
+// it is taken for 0.
 PHIQUANT_INLINE bool load_group(const Layout& layout, Dtype dtype, const uint8_t* from,
                                 int64_t count, Group* group) {
   alignas(64) uint8_t padded[kLargestGroup * 4];
@@ -82,8 +86,12 @@ PHIQUANT_INLINE bool load_group(const Layout& layout, Dtype dtype, const uint8_t
   vf above{}, below{};
   vi infinite{};
   for (int at = 0; at < layout.group_size; at += kLanes) {
-    const vf weight = load_weights(dtype, from, at), size = absolute(weight);
-    infinite |= dtype == Dtype::kFloat16 ? ~(size < 65536.0f) : (vi)size >= 0x7F800000;
+    const vf given = load_weights(dtype, from, at);
+    const vi special = dtype == Dtype::kFloat16 ? ~(absolute(given) < 65536.0f)
+                                                : (vi)absolute(given) >= 0x7F800000;
+    const vf weight = (vf)((vi)given & ~special), size = absolute(weight);
+    infinite |= special;
+    store(group->counted + at, lane_numbers() + at < static_cast<int32_t>(count));
     above = maximum(above, weight);
     below = maximum(below, -weight);
     store(group->weight + at, weight);

@@ -11,7 +11,7 @@
 namespace phiquant::cpu {
 namespace {
 
-// Positions on this curve are multiples of 1/4 that fp32 holds exactly, or sub-cell centres.
+// Positions on this curve are multiples of 1/8 that fp32 holds exactly, or sub-cell centres.
 float golden_value(float position, int index_bits) {
   const float last = kLadder[1 << index_bits];
   const float doubled = std::fabs(position) * 2;
@@ -114,12 +114,36 @@ const std::vector<float>& golden_levels(int index_bits, int bits) {
   return levels;
 }
 
+const std::vector<float>& golden_edges(const Layout& layout) {
+  static std::mutex mutex;
+  static std::map<std::pair<int, int>, std::vector<float>> cache;
+  const std::lock_guard<std::mutex> lock(mutex);
+  std::vector<float>& edges = cache[{layout.index_bits, layout.deviation_bits}];
+  if (edges.empty()) {
+    edges.resize((size_t{1} << code_bits(layout)) + 1);
+    for (size_t code = 0; code < edges.size(); code++) {
+      edges[code] =
+          golden_at(static_cast<int>(code), 0.0f, layout.index_bits, layout.deviation_bits);
+    }
+  }
+  return edges;
+}
+
+const double* thirty_second_powers() {
+  static const std::vector<double> powers = [] {
+    std::vector<double> result(32);
+    for (int i = 0; i < 32; i++) result[static_cast<size_t>(i)] = std::exp2(i / 32.0);
+    return result;
+  }();
+  return powers.data();
+}
+
 SearchTables::SearchTables(const Layout& layout) {
   const int bits = layout.index_bits;
   const float half = static_cast<float>(half_of(layout));
   const bool phi = layout.grid == GridName::kPhi;
   for (int bend = 0; bend < bend_count(layout); bend++) {
-    for (const float end : {half + 0.25f, half - 0.5f}) {
+    for (const float end : {half + 0.125f, half - 0.5f}) {
       ends.push_back(phi ? phi_value(end, bits, bend) : golden_value(end, bits));
     }
   }
@@ -127,10 +151,7 @@ SearchTables::SearchTables(const Layout& layout) {
     inverse = inverses(layout);
     return;
   }
-  edges.resize(size_t{1} << code_bits(layout));
-  for (size_t code = 0; code < edges.size(); code++) {
-    edges[code] = golden_at(static_cast<int>(code), 0.0f, bits, layout.deviation_bits);
-  }
+  edges = golden_edges(layout).data();
   levels = golden_levels(bits, layout.deviation_bits).data();
   index_levels = golden_levels(bits, 0).data();
 }

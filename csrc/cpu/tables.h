@@ -11,11 +11,17 @@ namespace phiquant::cpu {
 // bits) values; as cells.levels of the reference. Computed once a process.
 const std::vector<float>& golden_levels(int index_bits, int bits);
 
+// The lower edge of every code on the golden grid, and the last one's upper edge.
+const std::vector<float>& golden_edges(const Layout& layout);
+
+// 2^(i / 32) for i below 32.
+const double* thirty_second_powers();
+
 // What encoding needs besides the weight.
 struct SearchTables {
   std::vector<Inverse> inverse;
-  std::vector<float> edges;
   std::vector<float> ends;
+  const float* edges = nullptr;
   const float* levels = nullptr;
   const float* index_levels = nullptr;
 

@@ -1,6 +1,7 @@
 // Vectors of one native register, over the vector extensions of GCC and Clang. An instruction set's
 // source file defines PHIQUANT_BYTES and includes its own hooks after this file: multiply_add,
-// lookup, widen, narrow, minimum, maximum, halves_to_floats, floats_to_halves and any.
+// lookup, widen, narrow, minimum, maximum, halves_to_floats, floats_to_halves,
+// bit_length and any.
 #pragma once
 
 #include <cstdint>
@@ -40,6 +41,13 @@ PHIQUANT_INLINE vf to_float(vi value) { return __builtin_convertvector(value, vf
 PHIQUANT_INLINE vi truncate(vf value) { return __builtin_convertvector(value, vi); }
 PHIQUANT_INLINE vf absolute(vf value) { return (vf)((vi)value & 0x7FFFFFFF); }
 
+// Bits that a number >= 0 takes, 0 for 0. Without its second highest bit it cannot round up to the
+// next power of two.
+PHIQUANT_INLINE vi bit_length_by_float(vi number) {
+  const vi length = ((vi)to_float(number & ~(number >> 1)) >> 23) - 126;
+  return length > 0 ? length : vi{};
+}
+
 typedef float v4 __attribute__((vector_size(16)));
 
 // The sum of 16 lanes, always in the same order: halves onto halves.
@@ -48,6 +56,12 @@ PHIQUANT_INLINE float sum_lanes(const vf parts[kParts]) {
   std::memcpy(quarter, parts, sizeof quarter);
   const v4 four = (quarter[0] + quarter[2]) + (quarter[1] + quarter[3]);
   return (four[0] + four[2]) + (four[1] + four[3]);
+}
+
+PHIQUANT_INLINE int64_t sum_integers(vi value) {
+  int64_t sum = 0;
+  for (int i = 0; i < kLanes; i++) sum += value[i];
+  return sum;
 }
 
 // The largest of all lanes.

@@ -1,4 +1,4 @@
-// Hooks of vector.h for AVX-512 (F, BW, DQ, VL, VBMI).
+// Hooks of vector.h for AVX-512 (F, BW, CD, DQ, VL, VBMI).
 #pragma once
 
 #include <immintrin.h>
@@ -11,6 +11,7 @@ PHIQUANT_INLINE vf multiply_add(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b,
 PHIQUANT_INLINE vf minimum(vf a, vf b) { return _mm512_min_ps(a, b); }
 PHIQUANT_INLINE vf maximum(vf a, vf b) { return _mm512_max_ps(a, b); }
 PHIQUANT_INLINE bool any(vi mask) { return _mm512_movepi32_mask((__m512i)mask) != 0; }
+PHIQUANT_INLINE vi bit_length(vi number) { return 32 - (vi)_mm512_lzcnt_epi32((__m512i)number); }
 PHIQUANT_INLINE vf lookup(const float* table, vi place) {
   return _mm512_permutex2var_ps(load<vf>(table), (__m512i)place, load<vf>(table + 16));
 }

@@ -13,6 +13,7 @@ PHIQUANT_INLINE bool any(vi mask) {
   store(halves, mask);
   return (halves[0] | halves[1]) != 0;
 }
+PHIQUANT_INLINE vi bit_length(vi number) { return bit_length_by_float(number); }
 PHIQUANT_INLINE vf lookup(const float* table, vi place) {
   vf result;
   for (int i = 0; i < kLanes; i++) result[i] = table[place[i] & (kSegments - 1)];

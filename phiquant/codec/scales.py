@@ -77,7 +77,7 @@ def smallest_words(
         at the border of fp32) gets the largest word, and its weights saturate.
     """
     grid, unit = layout.curve, power_of_two(layout.exponent)
-    ends = torch.tensor([grid.half + 0.25, grid.half - 0.5], device=above.device)
+    ends = torch.tensor([grid.half + 0.125, grid.half - 0.5], device=above.device)
     top, bottom = grid.value(ends, torch.tensor(bend, device=above.device))
     needed = torch.maximum(above / top, below / bottom) / unit
     # A float with 7 mantissa bits is an fp32 whose low 16 bits are zero: round up to the next.

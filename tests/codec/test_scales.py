@@ -78,7 +78,7 @@ class TestSmallest:
         magnitude, scale = smallest_words(
             torch.tensor([above]), torch.tensor([below]), bend, layout
         )
-        ends = torch.tensor([layout.curve.half + 0.25, layout.curve.half - 0.5])
+        ends = torch.tensor([layout.curve.half + 0.125, layout.curve.half - 0.5])
         top, bottom = layout.curve.value(ends, torch.tensor(bend))
         assert (scale * top).item() >= above
         assert (scale * bottom).item() >= below

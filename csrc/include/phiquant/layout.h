@@ -21,6 +21,9 @@ enum class GridName : int32_t { kPhi, kGolden };
 
 inline constexpr int kLargestGroup = 128;
 inline constexpr int kLargestExponent = 112;
+inline constexpr int kBlock = 512;          // weights whose remainders begin at a byte of their own
+inline constexpr int kBlocksPerStart = 32;  // but in views, which have a start for every block
+inline constexpr int kPadding = 8;          // bytes after the last block's
 
 // Checked by whoever fills it: columns >= 1, index_bits 2..6, deviation_bits 0, 2, 4 or 8,
 // group_size 32, 64 or 128, exponent -112..112.
@@ -36,6 +39,9 @@ struct Layout {
 PHIQUANT_INLINE int64_t groups_of(const Layout& layout) {
   return (layout.columns + layout.group_size - 1) / layout.group_size;
 }
+PHIQUANT_INLINE int64_t blocks_of(const Layout& layout) {
+  return (layout.columns + kBlock - 1) / kBlock;
+}
 PHIQUANT_INLINE int half_of(const Layout& layout) { return 1 << (layout.index_bits - 1); }
 PHIQUANT_INLINE int high_bits(const Layout& layout) {
   return layout.deviation_bits < 4 ? layout.deviation_bits : 4;
@@ -45,6 +51,10 @@ PHIQUANT_INLINE int low_bits(const Layout& layout) {
 }
 PHIQUANT_INLINE int code_bits(const Layout& layout) {
   return layout.index_bits + layout.deviation_bits;
+}
+// The code of the sub-cell that begins at position 0; there is one if there is a deviation.
+PHIQUANT_INLINE int zero_code_of(const Layout& layout) {
+  return ((2 * half_of(layout) - 1) << layout.deviation_bits) / 2;
 }
 PHIQUANT_INLINE int group_bytes(const Layout& layout, int bits) {
   return layout.group_size * bits / 8;
