@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 
 import pytest
 import torch
@@ -10,7 +11,15 @@ import torch
 from phiquant import codec
 from phiquant.codec import DTYPES, Layout, Planes
 from phiquant.grid import BENDS, INDEX_BITS, LINES
-from tests.codec.support import encoded, index_tier, normal, with_deviation_bits
+from tests.codec.support import (
+    bits,
+    encoded,
+    exact,
+    heavy_tailed,
+    index_tier,
+    normal,
+    with_deviation_bits,
+)
 
 
 def fp32(value: float) -> float:
@@ -46,8 +55,8 @@ def test_decode_is_the_documented_sequence_of_roundings(
     half = 1 << index_bits - 1
     for row in range(2):
         streams = [
-            (None if plane is None else int.from_bytes(bytes(plane[row].tolist()), "little"), bits)
-            for plane, bits in (
+            (None if plane is None else int.from_bytes(bytes(plane[row].tolist()), "little"), width)
+            for plane, width in (
                 (planes.index, index_bits),
                 (planes.deviation, layout.high_bits),
                 (planes.deviation_low, layout.low_bits),
@@ -55,9 +64,9 @@ def test_decode_is_the_documented_sequence_of_roundings(
         ]
         for column in range(40):
             code = 0
-            for stream, bits in streams:
+            for stream, width in streams:
                 if stream is not None:
-                    code = code << bits | stream >> column * bits & (1 << bits) - 1
+                    code = code << width | stream >> column * width & (1 << width) - 1
             word = planes.scale[row, column // 32].item() & 0xFFFF
             p = (code + 0.5) / 2**deviation_bits - half + 0.5
             a, b = LINES[word & 7] / half, BENDS[word & 7] / half**3
@@ -123,6 +132,37 @@ class TestDtypes:
         assert decoded.max().item() == largest
         if dtype == torch.float16:
             assert decoded.min().item() == -largest
+
+
+class TestExact:
+    """Exceptions are in test_exceptions.py, corrupt planes in test_corruption.py."""
+
+    @pytest.mark.parametrize(
+        ("stored", "read"), list(itertools.product(DTYPES, DTYPES)), ids=lambda d: str(d)[6:]
+    )
+    def test_another_dtype_is_one_rounding_of_the_original(
+        self, stored: torch.dtype, read: torch.dtype
+    ) -> None:
+        weight = heavy_tailed(4, 600).to(stored)
+        weight[0, :3] = torch.tensor([0.0, -0.0, 65519.0])
+        weight[1, :2] = torch.tensor([torch.finfo(stored).max, torch.finfo(stored).tiny])
+        weight[2, :2] = torch.tensor([-torch.finfo(stored).max, 1e-7])
+        planes, layout = exact(weight)
+        largest = torch.finfo(read).max
+        expected = weight.float().clamp(-largest, largest).to(read)
+        assert torch.equal(bits(codec.decode(planes, layout, read)), bits(expected))
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    def test_lossy_tiers_are_those_of_the_lossy_planes(self, dtype: torch.dtype) -> None:
+        weight = normal(3, 600, dtype=dtype)
+        planes, layout = exact(weight, deviation_bits=8)
+        again = codec.encode_remainder(weight, Planes(*planes[:4]), layout)
+        assert all(torch.equal(a, b) for a, b in zip(planes, again, strict=True))
+        lossy = layout.without_remainder
+        whole = planes._replace(remainder=None, offsets=None, starts=None)
+        expected = codec.decode(Planes(*planes[:4]), lossy)
+        assert torch.equal(codec.decode(whole, lossy), expected)
+        assert not torch.equal(expected, weight.float())
 
 
 class TestRefusals:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from phiquant import codec
-from phiquant.codec import DTYPES, FITS, GROUP_SIZES, Layout
+from phiquant.codec import DTYPES, GROUP_SIZES, Layout
 from phiquant.codec.encode import split_codes
 from phiquant.grid import DEVIATION_BITS, GRIDS, INDEX_BITS
 from tests.codec.support import (
@@ -27,6 +27,7 @@ from tests.codec.support import (
     sub_cells,
 )
 
+FITS = ("joint", "index", "deviation")  # test_encode_exact.py has the other
 LARGEST = torch.finfo(torch.float32).max
 
 
@@ -127,7 +128,7 @@ class TestChoice:
     ) -> None:
         layout = Layout(64, deviation_bits=8, grid=grid, exponent=-10)
         codes = torch.randint(15 << 8, (5, 64), generator=torch.Generator().manual_seed(bend))
-        codes[:, 9] = (15 << 8) + 191  # the last sub-cell below K + 1/4: no smaller scale covers
+        codes[:, 9] = (15 << 8) + 159  # the last sub-cell below K + 1/8: no smaller scale covers
         word = torch.tensor([0x3000, 0x3408, 0x3C50, 0x3FF8, 0x4558]) | bend | sign
         planes = split_codes(codes, layout)._replace(scale=word.short().unsqueeze(-1))
         weight = codec.decode(planes, layout)
@@ -149,7 +150,7 @@ def every_score(group: Tensor, importance: Tensor, layout: Layout, fit: str) -> 
     scores = {}
     magnitudes = torch.arange(0x0400, 0x7C00, 8)
     scales = codec.read_words(magnitudes.short(), layout)[0]
-    ends = torch.tensor([layout.curve.half + 0.25, 0.5 - layout.curve.half])
+    ends = torch.tensor([layout.curve.half + 0.125, 0.5 - layout.curve.half])
     for bend, sign in itertools.product(range(layout.curve.bends), (0, 0x8000)):
         flipped = -group if sign else group
         top, bottom = layout.curve.value(ends, torch.tensor(bend)).unsqueeze(-1) * scales
