@@ -11,6 +11,7 @@ from phiquant import ops as ops  # registers torch.ops.phiquant
 from phiquant.checksum import PART
 from phiquant.codec import Layout, Planes
 from phiquant.codec.denormals import denormals_kept
+from phiquant.codec.exceptions import from_widened_bits, widened_bits
 
 
 def encode(weight: Tensor, layout: Layout, fit: str, importance: Tensor | None) -> Planes:
@@ -48,15 +49,26 @@ def narrowed(weight: Tensor) -> Tensor:
     """
     if weight.dtype != torch.float32:
         return weight
-    flat = weight.detach().reshape(-1)
-    parts = [part.view(torch.int32) for part in flat.split(PART)]
-    if not any(bool((part & 0xFFFF).any()) for part in parts):
-        bits = torch.cat([(part >> 16).to(torch.int16) for part in parts])
-        return bits.view(torch.bfloat16).view(weight.shape)
+    parts = weight.detach().reshape(-1).split(PART)
     with denormals_kept():
-        if all(
-            torch.equal(part.view(torch.float32).half().float().view(torch.int32), part)
-            for part in parts
-        ):
-            return weight.half()
-    return weight
+        narrow = _as_bfloat16(parts) or _as_float16(parts)
+    return weight if narrow is None else torch.cat(narrow).view(weight.shape)
+
+
+def _as_bfloat16(parts: tuple[Tensor, ...]) -> list[Tensor] | None:
+    """The same numbers in bf16, or None if a bit would be lost."""
+    bits = [part.view(torch.int32) for part in parts]
+    if any(bool((part & 0xFFFF).any()) for part in bits):
+        return None
+    return [(part >> 16).to(torch.int16).view(torch.bfloat16) for part in bits]
+
+
+def _as_float16(parts: tuple[Tensor, ...]) -> list[Tensor] | None:
+    """The same numbers in fp16, or None if a bit would be lost; by integers, for NaN payloads."""
+    halves = []
+    for part in parts:
+        bits = widened_bits(part)
+        halves.append(from_widened_bits(bits, torch.float16))
+        if not torch.equal(widened_bits(halves[-1]), bits):
+            return None
+    return halves

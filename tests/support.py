@@ -16,6 +16,7 @@ from phiquant import PhiConfig, PhiTensor
 
 REPOSITORY = Path(__file__).parents[1]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+INTEGERS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 
 HIDE_LIBRARY = """
 import pathlib
@@ -32,6 +33,27 @@ def weight(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Te
 
 def compressed(*shape: int, dtype: torch.dtype = torch.float32, **config: Any) -> PhiTensor:
     return PhiTensor.from_hp(weight(*shape, dtype=dtype), PhiConfig(**config))
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two plain tensors are of one dtype and shape and equal bit for bit."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    octets = (tensor.contiguous().view(INTEGERS[tensor.dtype]) for tensor in (one, other))
+    return torch.equal(*octets)
+
+
+def with_specials(weight: Tensor) -> Tensor:
+    """A copy whose first weights are what is hardest to keep: NaN payloads, -0.0, denormals."""
+    of = weight.clone()
+    bits, finfo = of.view(INTEGERS[of.dtype]).view(-1), torch.finfo(of.dtype)
+    infinity = torch.tensor(float("inf"), dtype=of.dtype).view(INTEGERS[of.dtype]).item()
+    lowest = torch.iinfo(bits.dtype).min  # the sign bit
+    specials = [infinity, infinity + lowest, infinity + 1, infinity + 5 + lowest, lowest, 0, 1]
+    specials += [lowest + 1, torch.tensor(finfo.max, dtype=of.dtype).view(bits.dtype).item()]
+    count = min(len(specials), bits.numel())
+    bits[:count] = torch.tensor(specials[:count], dtype=bits.dtype)
+    return of
 
 
 def relative(actual: Tensor, expected: Tensor) -> float:

@@ -18,7 +18,7 @@ import phiquant
 from phiquant import PhiConfig, PhiTensor, ops
 from phiquant.aten import fallback
 from phiquant.codec import Layout
-from tests.support import DTYPES, compressed, weight
+from tests.support import DTYPES, compressed, same_bits, weight, with_specials
 
 
 @pytest.fixture(autouse=True)
@@ -194,9 +194,6 @@ class TestViews:
     @pytest.mark.parametrize(
         "view",
         [
-            lambda w: w[:, 10:],
-            lambda w: w[:, ::2],
-            lambda w: w[:, 3],
             lambda w: w.flatten(),
             lambda w: w.view(-1),
             lambda w: w.view(32, 96),
@@ -276,6 +273,219 @@ class TestViews:
             assert ours.shape == theirs.shape
             decoded = ours.dequantize() if isinstance(ours, PhiTensor) else ours
             assert torch.equal(decoded, theirs)
+
+
+PIERCED: dict[str, Callable[[Tensor], Any]] = {
+    "from within a group": lambda w: w[:, 10:],
+    "to within a group": lambda w: w[:, :70],
+    "inside of a group": lambda w: w[:, 3:5],
+    "every other": lambda w: w[:, ::2],
+    "a column": lambda w: w[:, 3],
+    "the last column": lambda w: w[:, -1],
+    "none": lambda w: w[:, 9:9],
+    "a tile": lambda w: w[2:5, 50:130],
+    "a weight": lambda w: w[3, 77],
+    "part of a row": lambda w: w[3][60:70],
+    "rows of the transpose": lambda w: w.t()[7:9],
+    "a row of the transpose": lambda w: w.t()[65],
+    "columns of experts": lambda w: w.view(4, 4, -1)[1:3, :, 5:7],
+    "narrow": lambda w: w.narrow(-1, 1, 3),
+}
+
+
+class TestPiercing:
+    """What cuts through groups or blocks decodes those that it touches, and no more."""
+
+    @pytest.mark.parametrize("name", PIERCED)
+    @pytest.mark.parametrize("exact", [False, True], ids=["lossy", "exact"])
+    def test_values(self, exact: bool, name: str) -> None:
+        tensor = compressed(16, 640, exact=exact)
+        result = silently(lambda: PIERCED[name](tensor))
+        assert type(result) is Tensor
+        assert same_bits(result, PIERCED[name](tensor.dequantize()))
+
+    @pytest.mark.parametrize(
+        ("exact", "cut", "most"),
+        [
+            (False, lambda w: w[:, 10:20], 16 * 64),
+            (False, lambda w: w[4:6, 60:70], 2 * 128),
+            (False, lambda w: w[3, 77], 64),
+            (True, lambda w: w[:, 10:20], 16 * 512),
+            (True, lambda w: w[4:6, 600:601], 2 * 128),
+            (True, lambda w: w[3, 77], 512),
+            (True, lambda w: w.t()[5, 2:4], 16 * 512),
+        ],
+    )
+    def test_no_more_is_decoded_than_holds_it(
+        self, exact: bool, cut: Any, most: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tensor, decode, sizes = compressed(16, 640, exact=exact), torch.ops.phiquant.decode, []
+
+        def counting(*arguments: Any) -> Tensor:
+            weight = decode(*arguments)
+            sizes.append(weight.numel())
+            return weight
+
+        monkeypatch.setattr(torch.ops.phiquant, "decode", counting)
+        cut(tensor)
+        assert sizes == [most]
+
+    def test_a_column_out_of_range_is_named(self, matrix: PhiTensor) -> None:
+        for place in (192, -193):
+            with pytest.raises(
+                IndexError, match=rf"^block\.weight: column {place} is out of range"
+            ):
+                matrix.select(1, place)
+
+
+EXACT_VIEWS: dict[str, Callable[[Tensor], Any]] = {
+    "rows": lambda w: w[3:11],
+    "a row": lambda w: w[5],
+    "every third row": lambda w: w[1::3],
+    "no rows": lambda w: w[4:4],
+    "all rows": lambda w: w[:],
+    "the first block": lambda w: w[:, :512],
+    "a block to the end": lambda w: w[:, 512:],
+    "rows of blocks": lambda w: w[2:5, 512:1024],
+    "blocks of rows": lambda w: w[:, 512:][2:5],
+    "rows of rows": lambda w: w[2:9][1:4],
+    "rows of every other row": lambda w: w[::2][2:4],
+    "a row of every other": lambda w: w[1::2][3],
+    "blocks of blocks": lambda w: w[:, 512:][:, 512:],
+    "the transpose": lambda w: w.t(),
+    "blocks of the transpose": lambda w: w.t()[512:, 2:9],
+    "experts": lambda w: w.view(3, 4, -1),
+    "an expert": lambda w: w.view(3, 4, -1)[1],
+    "rows of experts": lambda w: w.view(3, 4, -1)[:, 1:3],
+    "a row of every expert": lambda w: w.view(3, 4, -1)[:, 2],
+    "experts' blocks, transposed": lambda w: w.view(3, 4, -1).mT[1:, :512, 1:3],
+    "chunk": lambda w: w.chunk(3)[1],
+    "split": lambda w: w.split([5, 7])[1],
+    "split of blocks": lambda w: w.split(512, dim=1)[2],
+    "clone of rows": lambda w: w[3:5].clone(),
+    "detach": lambda w: w.detach(),
+}
+
+
+class TestExactViews:
+    """The same views of weights that come back bit for bit, with NaNs in them."""
+
+    @pytest.fixture
+    def weights(self) -> dict[str, Tensor]:
+        """Rows that end within a block, and at its border."""
+        return {
+            str(columns): with_specials(weight(12, columns, dtype=torch.bfloat16))
+            for columns in (1100, 1536)
+        }
+
+    @pytest.mark.parametrize("columns", ["1100", "1536"])
+    @pytest.mark.parametrize("name", EXACT_VIEWS)
+    def test_they_stay_exact(self, weights: Any, name: str, columns: str) -> None:
+        original = weights[columns]
+        tensor = PhiTensor.from_hp(original, PhiConfig(exact=True))
+        view = silently(lambda: EXACT_VIEWS[name](tensor))
+        expected = EXACT_VIEWS[name](original)
+        assert isinstance(view, PhiTensor)
+        assert view.shape == expected.shape
+        assert same_bits(view.dequantize(), expected)
+        assert view.is_exact
+        lossy = EXACT_VIEWS[name](tensor.at(4))
+        assert same_bits(view.at(4).dequantize(), lossy.dequantize())
+
+    @pytest.mark.parametrize("name", ["rows", "a row", "rows of rows", "an expert", "chunk"])
+    def test_what_rows_take_is_counted_truly(self, name: str) -> None:
+        tensor = compressed(12, 1536, dtype=torch.bfloat16, exact=True)
+        rows = EXACT_VIEWS[name](tensor)
+        alone = PhiTensor.from_hp(rows.dequantize().view(-1, 1536), PhiConfig(exact=True))
+        few = 8 * 32  # starts of its own, and a checksum that the slice does not have
+        assert abs(rows.stored_bytes - alone.stored_bytes) <= few
+        assert rows.remainder_plane.data_ptr() >= tensor.remainder_plane.data_ptr()
+        assert rows.checksum_plane is None
+
+    def test_what_other_cuts_do_not_reach_is_left_out(self) -> None:
+        tensor = compressed(12, 1536, dtype=torch.bfloat16, exact=True)
+        whole = tensor.remainder_plane.numel()
+        assert tensor[2:10:3].remainder_plane.numel() < 0.65 * whole
+        assert tensor[4:6, 512:1024].remainder_plane.numel() < 0.2 * whole
+        assert tensor[4][512:1024].remainder_plane.numel() < 0.04 * whole
+
+    def test_slices_are_equal_to_what_they_hold(self, weights: Any) -> None:
+        tensor = PhiTensor.from_hp(weights["1536"], PhiConfig(exact=True))
+        assert torch.equal(tensor[2:9][1:4], tensor[3:6])
+        assert torch.equal(tensor[::2][1:2], tensor[2:3])
+        assert not torch.equal(tensor[2:4], tensor[3:5])
+        assert not torch.equal(tensor, tensor.at(4))
+        assert not torch.equal(tensor.at(4), tensor)
+
+    @pytest.mark.parametrize("columns", ["1100", "1536"])
+    def test_rows_by_number(self, weights: Any, columns: str) -> None:
+        original = weights[columns]
+        tensor = PhiTensor.from_hp(original, PhiConfig(exact=True))
+        rows = torch.tensor([[0, 11], [-3, 0]])
+        assert same_bits(silently(lambda: tensor[rows]), original[rows])
+        assert same_bits(silently(lambda: tensor.index_select(0, rows[0])), original[rows[0]])
+        looked_up = functional.embedding(rows.abs(), tensor)
+        assert same_bits(looked_up, functional.embedding(rows.abs(), original))
+
+    def test_products_are_those_of_the_original(self) -> None:
+        original = weight(12, 600)
+        tensor = PhiTensor.from_hp(original, PhiConfig(exact=True))
+        for of, dense in ((tensor, original), (tensor[3:7], original[3:7])):
+            x, y = (torch.ones(2, 600, requires_grad=True) for _ in range(2))
+            ours, theirs = functional.linear(x, of), functional.linear(y, dense)
+            torch.testing.assert_close(ours, theirs)
+            ours.square().sum().backward()
+            theirs.square().sum().backward()
+            torch.testing.assert_close(x.grad, y.grad)
+
+    @settings(max_examples=40, deadline=None)
+    @given(st.data())
+    def test_any_chain_of_views(self, data: st.DataObject) -> None:
+        theirs = EXACT_CHAIN.dequantize()
+        ours: Tensor = EXACT_CHAIN
+        for _ in range(data.draw(st.integers(1, 4))):
+            dim = data.draw(st.integers(0, theirs.dim() - 1))
+            extent = theirs.shape[dim]
+            if data.draw(st.booleans()) and extent and theirs.dim() > 1:
+                place = data.draw(st.integers(-extent, extent - 1))
+                ours, theirs = ours.select(dim, place), theirs.select(dim, place)
+                continue
+            borders = st.sampled_from([0, 1, 2, 3, 511, 512, 600, 1024, extent])
+            start, stop = sorted(min(data.draw(borders), extent) for _ in range(2))
+            cut = [slice(None)] * theirs.dim()
+            cut[dim] = slice(start, stop, data.draw(st.integers(1, 2)))
+            ours, theirs = ours[tuple(cut)], theirs[tuple(cut)]
+        assert ours.shape == theirs.shape
+        assert same_bits(ours.dequantize() if isinstance(ours, PhiTensor) else ours, theirs)
+
+
+EXACT_CHAIN = PhiTensor.from_hp(
+    with_specials(weight(3, 4, 1100, dtype=torch.bfloat16)), PhiConfig(exact=True)
+)
+
+
+def test_broken_planes_are_told_with_the_name_of_the_weight() -> None:
+    tensor = compressed(4, 600, exact=True)
+    tensor.fqn = "block.weight"
+    tensor.start_plane[0] = 1 << 40
+    x, rows = torch.ones(2, 600), torch.tensor([1])
+    for read in (
+        lambda: tensor.dequantize(),
+        lambda: functional.linear(x, tensor),
+        lambda: functional.embedding(rows, tensor),
+        lambda: tensor[1:3].dequantize(),
+        lambda: tensor[1:3, 3:5],
+    ):
+        with pytest.raises(ValueError, match=r"^block\.weight: remainder: block \d"):
+            read()
+    tensor = compressed(4, 600)
+    tensor.fqn = "block.weight"
+    tensor.scale_plane.zero_()
+    with pytest.raises(ValueError, match=r"^block\.weight: scale: "):
+        functional.linear(x, tensor)
+    tensor.index_plane = tensor.index_plane[:, :-1]
+    with pytest.raises(ValueError, match=r"^block\.weight: index: expected"):
+        tensor.dequantize()
 
 
 class TestCopies:
@@ -369,6 +579,49 @@ class TestCopies:
         matrix.copy_(huge)
         assert torch.equal(matrix, huge)
         assert torch.equal(alias.dequantize(), kept)
+
+    def test_an_exact_weight_takes_a_remainder_of_another_size(self) -> None:
+        tensor, other = compressed(8, 600, exact=True), weight(8, 600, seed=1, dtype=torch.float16)
+        alias, kept = tensor.detach(), tensor.dequantize()
+        source = PhiTensor.from_hp(with_specials(other), PhiConfig(exact=True))
+        tensor.copy_(source)
+        assert torch.equal(tensor, source)
+        assert (tensor.dtype, tensor.stored_dtype) == (torch.float32, torch.float16)
+        assert tensor.verify()
+        assert same_bits(alias.dequantize(), kept)
+        same = source.clone()
+        pointer = same.remainder_plane.data_ptr()
+        same.copy_(source)
+        assert same.remainder_plane.data_ptr() == pointer
+
+    def test_an_exact_weight_and_a_lossy_one_do_not_mix(self) -> None:
+        exact, lossy = compressed(8, 600, exact=True), compressed(8, 600)
+        with pytest.raises(ValueError, match="because the source has no remainder; load a plain"):
+            exact.copy_(lossy)
+        with pytest.raises(ValueError, match="the source has a remainder, and this has none"):
+            lossy.copy_(exact)
+
+    def test_a_slice_of_an_exact_weight_cannot_be_overwritten(self) -> None:
+        tensor = compressed(8, 600, exact=True)
+        tensor.fqn = "block.weight"
+        with pytest.raises(RuntimeError, match=r"^block\.weight: a copy into a slice of an exact"):
+            tensor[2:4].copy_(compressed(8, 600, exact=True, fit="index")[4:6])
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    def test_an_exact_weight_of_another_dtype_keeps_its_bits(self, dtype: torch.dtype) -> None:
+        original = weight(4, 600, dtype=torch.bfloat16)
+        tensor = PhiTensor.from_hp(original, PhiConfig(exact=True))
+        changed = tensor.to(dtype)
+        assert changed.stored_dtype == torch.bfloat16
+        assert same_bits(changed.dequantize(), original.to(dtype))
+        assert changed.verify()
+        assert same_bits(changed.bfloat16().dequantize(), original)
+
+    def test_room_for_an_exact_weight(self) -> None:
+        tensor = compressed(4, 600, exact=True)
+        room = torch.empty_like(tensor.to("meta"), device="cpu")
+        assert room.is_exact
+        assert room.copy_(tensor).verify()
 
     def test_new_tensors_of_its_kind_are_plain(self, matrix: PhiTensor) -> None:
         def make() -> list[Tensor]:
@@ -593,5 +846,5 @@ def test_rows_by_number_decode_those_rows_only(rows: list[int]) -> None:
 
 
 def test_a_row_number_out_of_range_is_an_error() -> None:
-    with pytest.raises((IndexError, ValueError, RuntimeError), match="indices"):
+    with pytest.raises((IndexError, ValueError, RuntimeError), match=r"indices|index out of range"):
         PhiTensor.from_hp(torch.ones(8, 100))[torch.tensor([-9])]

@@ -24,6 +24,7 @@ def test_the_default() -> None:
         "group_size": 64,
         "grid": "phi",
         "fit": "joint",
+        "exact": False,
     }
     assert config.bits_per_weight == 8.25
     assert isinstance(config, AOBaseConfig)
@@ -103,3 +104,31 @@ def test_what_is_no_config_is_refused(config: object) -> None:
     ):
         with pytest.raises(TypeError, match="config: expected a PhiConfig, got"):
             use()
+
+
+class TestExact:
+    @pytest.mark.parametrize("deviation_bits", [2, 4, 8])
+    @pytest.mark.parametrize("fit", ["joint", "index", "deviation", "exact"])
+    def test_every_depth_and_fit_that_has_one(self, fit: str, deviation_bits: int) -> None:
+        config = PhiConfig(deviation_bits=deviation_bits, fit=fit, exact=True)
+        assert config.for_embedding().exact
+        assert config.bits_per_weight == PhiConfig(deviation_bits=deviation_bits).bits_per_weight
+        assert PhiTensor.from_hp(weight(2, 64), config).fit == fit
+
+    def test_it_needs_a_deviation(self) -> None:
+        with pytest.raises(ValueError, match=r"^deviation_bits must be 2, 4 or 8 with exact=True"):
+            PhiConfig(deviation_bits=0, exact=True)
+
+    def test_its_fit_needs_it(self) -> None:
+        with pytest.raises(ValueError, match=r"^fit='exact' minimises the remainder, which needs"):
+            PhiConfig(fit="exact")
+
+    @pytest.mark.parametrize("value", [1, 0, None, "yes"])
+    def test_it_is_true_or_false(self, value: object) -> None:
+        with pytest.raises(ValueError, match=f"^exact must be True or False, got {value!r}$"):
+            PhiConfig(exact=value)  # type: ignore[arg-type]
+
+    def test_a_layout_is_lossy_unless_a_dtype_is_stored(self) -> None:
+        config = PhiConfig(exact=True)
+        assert config.layout(64, 0).stored_dtype is None
+        assert config.layout(64, 0, torch.float16).stored_dtype == torch.float16

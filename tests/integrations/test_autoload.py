@@ -77,7 +77,8 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         "import registry_of_methods\nregistry_of_methods.known.append('phiquant')\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    others = [finder for finder in sys.meta_path if not isinstance(finder, autoload._Finder)]
+    monkeypatch.setattr(sys, "meta_path", others)  # phiquant's own waits if it was imported first
     monkeypatch.setattr(autoload, "REGISTRY", "registry_of_methods")
     monkeypatch.setattr(autoload, "INTEGRATION", "integration_of_phi")
     yield "registry_of_methods"

@@ -27,6 +27,7 @@ def test_phi_config_takes_every_setting() -> None:
         "group_size": 128,
         "grid": "golden",
         "fit": "index",
+        "exact": True,
     }
     assert PhiQuantConfig(**settings).phi_config == PhiConfig(**settings)
 
@@ -40,6 +41,9 @@ def test_phi_config_takes_every_setting() -> None:
         ({"group_size": 48}, ValueError, "group_size must be one of"),
         ({"grid": "silver"}, ValueError, "grid must be one of"),
         ({"fit": "best"}, ValueError, "fit must be one of"),
+        ({"fit": "exact"}, ValueError, "fit='exact' .* needs exact=True"),
+        ({"exact": 1}, ValueError, "exact must be True or False"),
+        ({"exact": True, "deviation_bits": 0}, ValueError, "deviation_bits must be 2, 4 or 8"),
         ({"modules_to_not_convert": ["lm_head", 3]}, TypeError, "modules_to_not_convert.*got 3"),
         ({"modules_to_not_convert": [""]}, TypeError, "modules_to_not_convert.*got ''"),
         ({"modules_to_not_convert": "a("}, ValueError, "modules_to_not_convert: 'a\\('"),
@@ -54,7 +58,7 @@ def test_refuses_what_is_out_of_range(
 
 
 def test_survives_json_and_transformers_own_reading() -> None:
-    config = PhiQuantConfig(5, 8, 128, "golden", "deviation", ["lm_head"])
+    config = PhiQuantConfig(5, 8, 128, "golden", "deviation", True, ["lm_head"])
     written = json.loads(config.to_json_string())
     assert written["quant_method"] == "phiquant"
     assert written["format_version"] == 1
