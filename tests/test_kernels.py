@@ -21,6 +21,7 @@ pytestmark = pytest.mark.skipif(not ops.compiled, reason="the compiled kernels a
 phi = torch.ops.phiquant
 BITS = list(product(GRIDS, INDEX_BITS, DEVIATION_BITS))
 BITS_IDS = [f"{grid}-{index}+{deviation}" for grid, index, deviation in BITS]
+FITS = ("joint", "index", "deviation")  # test_kernels_exact.py has the other
 EVERY_FORMAT = pytest.mark.parametrize(("grid", "index", "deviation"), BITS, ids=BITS_IDS)
 
 
@@ -107,13 +108,13 @@ def same_choice(of: Tensor, actual: Planes, layout: Layout, fit: str) -> bool:
 @EVERY_FORMAT
 def test_encode_chooses_as_the_reference(grid: str, index: int, deviation: int) -> None:
     of = hard_weights(torch.float32)[3:9]
-    for size, fit in zip(codec.GROUP_SIZES, codec.FITS, strict=True):
+    for size, fit in zip(codec.GROUP_SIZES, FITS, strict=True):
         bits = {"index_bits": index, "deviation_bits": deviation, "group_size": size}
         layout = layout_for(of, grid=grid, **bits)
         assert same_choice(of, compiled_encode(of, layout, fit), layout, fit)
 
 
-@pytest.mark.parametrize("fit", codec.FITS)
+@pytest.mark.parametrize("fit", FITS)
 def test_encode_chooses_as_the_reference_for_many_weights(fit: str) -> None:
     of = weight(48, 1024)
     layout = layout_for(of)
@@ -194,9 +195,10 @@ def test_inputs_may_be_strided_views_and_stay_as_they_are() -> None:
     ):
         assert torch.equal(actual, plane)
     assert torch.equal(wide, before)
-    odd = [off_by_one(plane) for plane in expected]
+    odd = Planes(*map(off_by_one, expected))
     actual = phi.decode(*odd, 130, *settings(layout), torch.float32)
-    assert torch.equal(actual, phi.decode(*expected, 130, *settings(layout), torch.float32))
+    aligned = phi.decode(*Planes(*expected), 130, *settings(layout), torch.float32)
+    assert torch.equal(actual, aligned)
 
 
 def off_by_one(plane: Tensor) -> Tensor:

@@ -18,17 +18,19 @@ HEADER = Path(__file__).parents[1] / "csrc" / "include" / "phiquant" / "grid.h"
 PROGRAM = """
 import hashlib, itertools, torch
 from phiquant import codec, ops
-from tests.test_kernels import hard_weights, settings
+from phiquant.codec import Planes
+from tests.test_kernels import FITS, hard_weights, settings
+from tests.test_kernels_exact import bits_of, compiled_exact, every_pattern, random_fp32
 phi, digest, worst = torch.ops.phiquant, hashlib.sha256(), 0.0
 torch.manual_seed(0)
 of, x = hard_weights(torch.float32)[:9], torch.randn(9, 200)
 for name, b, d, g in itertools.product(("phi", "golden"), (2, 4, 5), (0, 2, 4, 8), (32, 128)):
     layout = codec.Layout(200, b, d, g, name, -10)
-    for fit in codec.FITS:
+    for fit in FITS:
         planes = phi.encode(of, None, *settings(layout), fit)
         for plane in planes:
             digest.update(plane.numpy().tobytes())
-    planes = [plane if plane.shape[-1] else None for plane in planes]
+    planes = Planes(*(plane if plane.shape[-1] else None for plane in planes))
     for dtype in codec.DTYPES:
         weight = phi.decode(*planes, 200, *settings(layout), dtype)
         digest.update(weight.view(torch.uint8).numpy().tobytes())
@@ -37,6 +39,15 @@ for name, b, d, g in itertools.product(("phi", "golden"), (2, 4, 5), (0, 2, 4, 8
         product = phi.linear(x[:rows], *planes, None, 200, *settings(layout))
         unit = x[:rows].abs() @ weight.abs().T + 1e-30
         worst = max(worst, ((product - x[:rows] @ weight.T).abs() / unit).max().item())
+hard = [(w, d) for d in (torch.bfloat16, torch.float16) for w in every_pattern(d)]
+for weight, dtype in [*hard, (random_fp32(10_000_000), torch.float32)]:
+    for name, d, fit in (("phi", 4, "joint"), ("phi", 8, "exact"), ("golden", 2, "joint")):
+        layout = codec.Layout(weight.shape[1], 4, d, 64, name, -10, dtype)
+        planes = compiled_exact(weight, layout, fit)
+        for plane in planes:
+            digest.update(b"" if plane is None else plane.numpy().tobytes())
+        again = phi.decode(*planes, weight.shape[1], *settings(layout), dtype)
+        assert torch.equal(bits_of(again), bits_of(weight)), (name, dtype)
 print(digest.hexdigest(), worst)
 """
 
@@ -61,7 +72,7 @@ def test_an_unknown_instruction_set_is_named() -> None:
     run = run_python(
         "import os\nos.environ['PHIQUANT_ISA'] = 'mmx'\n"
         "import torch, phiquant.ops\n"
-        "torch.ops.phiquant.encode(torch.ones(1, 64), None, 4, 4, 64, 'phi', -10, 'joint')\n"
+        "torch.ops.phiquant.encode(torch.ones(1, 64), None, 4, 4, 64, 'phi', -10, None, 'joint')\n"
     )
     assert "ValueError: PHIQUANT_ISA: this CPU and build have" in run.stderr
     assert "baseline, got mmx" in run.stderr
