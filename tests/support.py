@@ -35,6 +35,13 @@ def compressed(*shape: int, dtype: torch.dtype = torch.float32, **config: Any) -
     return PhiTensor.from_hp(weight(*shape, dtype=dtype), PhiConfig(**config))
 
 
+def noise(*shape: int) -> Tensor:
+    """bf16 numbers of any bits: they spread too far for an exact form to be smaller."""
+    generator = torch.Generator().manual_seed(0)
+    bits = torch.randint(-(1 << 15), 1 << 15, shape, generator=generator)
+    return bits.to(torch.int16).view(torch.bfloat16)
+
+
 def same_bits(one: Tensor, other: Tensor) -> bool:
     """Whether two plain tensors are of one dtype and shape and equal bit for bit."""
     if one.dtype != other.dtype or one.shape != other.shape:

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
-from phiquant import PhiConfig
-from phiquant.plan import Slot, plan
-from tests.support import TiedModel
+from phiquant import PhiConfig, PhiTensor
+from phiquant.plan import Slot, plan, why_it_grew
+from tests.support import TiedModel, noise
 
 
 def reasons(model: nn.Module, config: PhiConfig | None = None) -> dict[str, str]:
@@ -120,6 +120,34 @@ def test_sizes_are_those_of_the_planes() -> None:
             slot = Slot(None, shape, torch.float32, config=config)
             assert slot.stored_bytes == rows * groups * (codes + 2)
             assert slot.bytes == torch.Size(shape).numel() * 4
+
+
+@pytest.mark.parametrize(
+    ("config", "dtype", "bits"),
+    [
+        (PhiConfig(exact=True), torch.bfloat16, 11.3),
+        (PhiConfig(deviation_bits=2, exact=True), torch.bfloat16, 11.3),
+        (PhiConfig(5, 8, exact=True), torch.bfloat16, 13.25),
+        (PhiConfig(5, 8, exact=True), torch.float16, 14.3),
+        (PhiConfig(exact=True), torch.float32, 27.3),
+    ],
+    ids=str,
+)
+def test_sizes_of_exact_forms_are_estimated(
+    config: PhiConfig, dtype: torch.dtype, bits: float
+) -> None:
+    slot = Slot(None, (64, 512), dtype, config=config)
+    assert slot.stored_bytes * 8 / (64 * 512) == pytest.approx(bits, abs=1e-3)
+    assert slot.lossy_bytes * 8 / (64 * 512) == config.bits_per_weight
+
+
+def test_an_exact_form_that_grows_is_told_with_its_size() -> None:
+    tensor = PhiTensor.from_hp(noise(8, 512), PhiConfig(exact=True))
+    size = f"{tensor.bits_per_weight:.2f}"
+    reason = why_it_grew(tensor, torch.bfloat16)
+    assert reason == f"its exact form would grow to {size} bits a weight from 16"
+    assert why_it_grew(tensor, torch.float32) == ""
+    assert why_it_grew(tensor.at(4), torch.bfloat16) == ""
 
 
 class TestShared:

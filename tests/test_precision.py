@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import phiquant
-from phiquant.precision import at_precision, view
+from phiquant.precision import TIERS, at_precision, view
 
 
 @pytest.fixture
@@ -80,7 +80,81 @@ def test_views_and_model_compile_once_each(model: nn.Module) -> None:
                 torch.testing.assert_close(compiled(-x), module(-x))
 
 
-@pytest.mark.parametrize("tier", ["exact", "8", 4], ids=str)
+class TestExact:
+    @pytest.fixture
+    def exact(self) -> nn.Module:
+        torch.manual_seed(0)
+        module = nn.Sequential(nn.Embedding(20, 64), nn.Linear(64, 64), nn.Linear(64, 64)).eval()
+        phiquant.quantize_(module, phiquant.PhiConfig(exact=True))
+        return module
+
+    def test_three_models_in_one(self, exact: nn.Module) -> None:
+        kept, weight = dict(exact.named_parameters()), exact[1].weight.dequantize()
+        for tier, bits in (("index", 4.25), ("deviation", 8.25)):
+            with at_precision(exact, tier):
+                assert exact[1].weight.bits_per_weight == bits
+                assert not torch.equal(exact[1].weight.dequantize(), weight)
+        with at_precision(exact, "exact"):
+            assert torch.equal(exact[1].weight.dequantize(), weight)
+            assert exact[1].weight.verify()
+        assert all(p is kept[name] for name, p in exact.named_parameters())
+
+    def test_layers_by_pattern(self, exact: nn.Module) -> None:
+        with at_precision(exact, "deviation", "1"), at_precision(exact, "index", r"2\."):
+            tiers = [(m.weight.deviation_bits, m.weight.is_exact) for m in exact]
+            assert tiers == [(4, True), (4, False), (0, False)]
+        mixed = view(view(exact, "deviation", "1"), "exact", "0|2")
+        assert [m.weight.is_exact for m in mixed] == [True, False, True]
+
+    @pytest.mark.parametrize("tier", TIERS)
+    def test_a_view_allocates_no_weight_memory(self, exact: nn.Module, tier: str) -> None:
+        weights = exact[0].weight.numel() + 2 * exact[1].weight.numel()
+        with torch.profiler.profile(profile_memory=True) as profile:
+            second = view(exact, tier)
+        allocated = sum(max(0, event.self_cpu_memory_usage) for event in profile.key_averages())
+        assert allocated < weights / 64  # a bit for eight weights would be more
+        for mine, theirs in zip(second.parameters(), exact.parameters(), strict=True):
+            if not isinstance(mine, phiquant.PhiTensor):
+                assert mine is theirs
+                continue
+            for shared, plane in zip(mine.planes, theirs.planes, strict=True):
+                assert shared is None or shared.data_ptr() == plane.data_ptr()
+        assert second[1].weight.is_exact == (tier == "exact")
+
+    def test_choosing_a_view_does_not_compile_again(self, exact: nn.Module) -> None:
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        rows = torch.arange(6).view(2, 3)
+        plain = {tier: view(exact, tier) for tier in TIERS}
+        views = {
+            tier: torch.compile(m, backend="aot_eager", fullgraph=True) for tier, m in plain.items()
+        }
+        with torch.no_grad():
+            for module in views.values():
+                module(rows)
+            graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+            assert graphs == len(TIERS)
+            for tier in (*TIERS, *reversed(TIERS)):
+                torch.testing.assert_close(views[tier](rows), plain[tier](rows))
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+        assert not torch._dynamo.utils.counters["graph_break"]
+
+    def test_a_remainder_that_is_not_there_is_named(self, exact: nn.Module) -> None:
+        exact.append(nn.Linear(64, 64))
+        phiquant.quantize_(exact)
+        why = "has no remainder, so there is no tier 'exact': it was compressed without exact=True"
+        with pytest.raises(ValueError, match=rf"^3\.weight: {why}"):
+            view(exact, "exact")
+        shallow = view(exact, "index")
+        with (
+            pytest.raises(ValueError, match=rf"^0\.weight: {why}, or this is a view of a"),
+            at_precision(shallow, "exact"),
+        ):
+            pass
+        assert shallow[1].weight.deviation_bits == 0
+
+
+@pytest.mark.parametrize("tier", ["remainder", "8", 4], ids=str)
 def test_an_unknown_tier_is_an_error(model: nn.Module, tier: object) -> None:
     with pytest.raises(ValueError, match="tier must be one of"):
         view(model, tier)  # type: ignore[arg-type]

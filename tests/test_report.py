@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 from torchao.utils import get_model_size_in_bytes
 
 import phiquant
 from phiquant import PhiConfig, PhiTensor, Report
-from tests.support import TiedModel, relative
+from tests.support import TiedModel, relative, weight
 
 
 def test_numbers_are_those_of_the_tensors() -> None:
@@ -37,10 +38,10 @@ def test_numbers_are_those_of_the_tensors() -> None:
 
 
 def test_the_error_of_a_large_weight_is_measured_in_parts() -> None:
-    weight = torch.randn(3 << 11, 1 << 10)
-    tensor = PhiTensor.from_hp(weight)
-    measured = relative(tensor.dequantize(), weight)
-    assert abs(phiquant.quantize.relative_error(weight, tensor) - measured) < 1e-4 * measured
+    of = torch.randn(3 << 11, 1 << 10)
+    tensor = PhiTensor.from_hp(of)
+    measured = relative(tensor.dequantize(), of)
+    assert abs(phiquant.quantize.relative_error(of, tensor) - measured) < 1e-4 * measured
 
 
 def test_zero_weights_have_no_error() -> None:
@@ -71,6 +72,33 @@ def test_sizes_have_fitting_units() -> None:
     assert "67.1 MB -> 17.3 MB" in large.summary
     assert "0.0 kB -> 0.0 kB" in Report().summary
     assert Report().bits_per_weight == 0
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bits"), [(torch.bfloat16, 11.3), (torch.float16, 14.3), (torch.float32, 27.3)]
+)
+def test_the_size_of_an_exact_form_is_said_to_be_an_estimate(
+    dtype: torch.dtype, bits: float
+) -> None:
+    model = nn.Linear(512, 64, bias=False, dtype=dtype)
+    model.weight.data = weight(64, 512, dtype=dtype)
+    config = PhiConfig(exact=True)
+    guess = phiquant.preview(model, config)
+    assert guess.compressed[0].estimated
+    assert f"compressed to about {bits:.2f} bits a weight" in guess.summary
+    assert "-> about " in guess.summary
+    assert f"  weight  64x512  about {bits:.2f} bits" in str(guess)
+    report = phiquant.quantize_(model, config)
+    assert "about" not in str(report)
+    assert not report.compressed[0].estimated
+    assert report.stored_bytes == model.weight.stored_bytes
+    assert report.bits_per_weight == pytest.approx(bits, abs=0.5)
+
+
+def test_an_exact_weight_has_no_error() -> None:
+    report = phiquant.quantize_(nn.Linear(128, 16), PhiConfig(exact=True))
+    assert report.compressed[0].relative_error == 0.0
+    assert "error 0.00e+00" in str(report)
 
 
 def test_a_preview_has_no_errors_in_it() -> None:
