@@ -1,7 +1,7 @@
 """torch.ops.phiquant: schemas, fakes, autograd, bad input; with and without the compiled kernels.
 
-`test_without_the_compiled_library` runs this file again in an interpreter that has only the
-reference kernels.
+`test_without_the_compiled_library` runs this file and test_ops_exact.py again in an interpreter
+that has only the reference kernels.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ LAYOUTS = [
 
 def arguments(of: Tensor, *bits: Any) -> tuple[Any, ...]:
     """Planes and layout of an encoded weight, as decode, linear and embedding take them."""
-    index, deviation, low, scale = phi.encode(of, None, *bits, "joint")
+    index, deviation, low, scale = phi.encode(of, None, *bits, None, "joint")
     high = deviation if bits[1] else None
-    return (index, high, low if bits[1] == 8 else None, scale), (of.shape[-1], *bits)
+    lossy = (index, high, low if bits[1] == 8 else None, scale)
+    return (*lossy, *(None,) * 4), (of.shape[-1], *bits, None)
 
 
 def linear(x: Tensor, planes: Any, bias: Tensor | None, layout: Any) -> Tensor:
@@ -48,8 +49,8 @@ def test_opcheck(dtype: torch.dtype, deviation_bits: int) -> None:
     bits = (4, deviation_bits, 64, "phi", -10)
     of = weight(6, 96, dtype=dtype)
     planes, layout = arguments(of, *bits)
-    opcheck(phi.encode.default, (of, None, *bits, "joint"))
-    opcheck(phi.encode.default, (of, torch.rand(96), *bits, "index"))
+    opcheck(phi.encode.default, (of, None, *bits, None, "joint"))
+    opcheck(phi.encode.default, (of, torch.rand(96), *bits, None, "index"))
     opcheck(phi.decode.default, (*planes, *layout, dtype))
     opcheck(phi.embedding.default, (torch.tensor([[5, 0, 3]]), *planes, *layout, dtype))
     x = torch.randn(3, 96, dtype=dtype, requires_grad=True)
@@ -61,12 +62,12 @@ def test_opcheck(dtype: torch.dtype, deviation_bits: int) -> None:
 @pytest.mark.parametrize("bits", LAYOUTS, ids=str)
 def test_fakes_tell_shapes_dtypes_and_strides(bits: tuple[Any, ...]) -> None:
     of = weight(3, 4, 100)
-    real = phi.encode(of, None, *bits, "joint")
+    real = phi.encode(of, None, *bits, None, "joint")
     planes, layout = arguments(of, *bits)
     matrix = tuple(None if plane is None else plane[0] for plane in planes)
     x, indices = torch.randn(2, 5, 100), torch.tensor([[0, 3]])
     calls = [
-        (lambda x, i, w, p: phi.encode(w, None, *bits, "joint"), real),
+        (lambda x, i, w, p: phi.encode(w, None, *bits, None, "joint"), real),
         (lambda x, i, w, p: phi.decode(*p, *layout, torch.float16), None),
         (lambda x, i, w, p: phi.linear(x, *p, None, *layout), None),
         (lambda x, i, w, p: phi.embedding(i, *p, *layout, torch.bfloat16), None),
@@ -213,17 +214,17 @@ class TestBadInput:
                 linear(self.x, cut, None, layout)
 
     def test_a_plane_too_many_or_too_few(self) -> None:
-        index, deviation, _, scale = self.planes
+        index, deviation, _, scale, *rest = self.planes
         with pytest.raises(ValueError, match="deviation: missing"):
-            phi.decode(index, None, None, scale, *self.layout, torch.float32)
+            phi.decode(index, None, None, scale, *rest, *self.layout, torch.float32)
         with pytest.raises(ValueError, match="deviation_low: the layout has no such plane"):
-            phi.decode(index, deviation, deviation, scale, *self.layout, torch.float32)
+            phi.decode(index, deviation, deviation, scale, *rest, *self.layout, torch.float32)
 
     @pytest.mark.parametrize("word", [0x0000, 0x03F8, 0x7C00, 0x7E01], ids=hex)
     def test_scale_words_that_are_no_normal_numbers(self, word: int) -> None:
         scale = self.planes[3].clone()
         scale[3, 1] = word
-        cut = (*self.planes[:3], scale)
+        cut = (*self.planes[:3], scale, *self.planes[4:])
         with pytest.raises(ValueError, match="not a normal fp16 number"):
             phi.decode(*cut, *self.layout, torch.float32)
         with pytest.raises(ValueError, match="not a normal fp16 number"):
@@ -246,21 +247,21 @@ class TestBadInput:
     def test_layout_numbers_out_of_range(self, place: int, value: object, name: str) -> None:
         bits = [*self.bits[:place], value, *self.bits[place + 1 :]]
         with pytest.raises(ValueError, match=name):
-            phi.encode(weight(7, 128), None, *bits, "joint")
+            phi.encode(weight(7, 128), None, *bits, None, "joint")
         with pytest.raises(ValueError, match=name):
-            phi.decode(*self.planes, 128, *bits, torch.float32)
+            phi.decode(*self.planes, 128, *bits, None, torch.float32)
         with pytest.raises(ValueError, match=name):
-            linear(self.x, self.planes, None, (128, *bits))
+            linear(self.x, self.planes, None, (128, *bits, None))
 
     def test_encode_arguments(self) -> None:
         with pytest.raises(ValueError, match="dtype: expected bfloat16"):
             phi.decode(*self.planes, *self.layout, torch.int8)
         with pytest.raises(ValueError, match="fit"):
-            phi.encode(weight(7, 128), None, *self.bits, "best")
+            phi.encode(weight(7, 128), None, *self.bits, None, "best")
         with pytest.raises(ValueError, match=r"weight: .*float64"):
-            phi.encode(weight(7, 128).double(), None, *self.bits, "joint")
+            phi.encode(weight(7, 128).double(), None, *self.bits, None, "joint")
         with pytest.raises(ValueError, match=r"importance: .*\(128,\)"):
-            phi.encode(weight(7, 128), torch.ones(64), *self.bits, "joint")
+            phi.encode(weight(7, 128), torch.ones(64), *self.bits, None, "joint")
 
     def test_linear_arguments(self) -> None:
         with pytest.raises(ValueError, match=r"x: expected a last dimension of 128"):
@@ -298,7 +299,8 @@ def test_without_the_compiled_library() -> None:
     code = HIDE_LIBRARY + (
         "import pytest, phiquant.ops\n"
         "assert not phiquant.ops.compiled\n"
-        "raise SystemExit(pytest.main(['-q', '-x', 'tests/test_ops.py']))\n"
+        "files = ['tests/test_ops.py', 'tests/test_ops_exact.py']\n"
+        "raise SystemExit(pytest.main(['-q', '-x', *files]))\n"
     )
     result = run_python(code)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-1000:]
