@@ -26,7 +26,8 @@ BITS = (4, 4, 4)
 @pytest.fixture(scope="module")
 def blocks() -> dict[str, str]:
     found = {match["name"]: match["body"] for match in BLOCK.finditer(PAGE.read_text("utf-8"))}
-    expected = {"BEND", "LINE", "LADDER", "reader", "weight", "scale", *PLANES}
+    expected = {"BEND", "LINE", "LADDER", "reader", "exact reader", "weight", "scale", *PLANES}
+    expected |= {f"exact {name}" for name in ("scale", *PLANES[:2], "remainder", "weight")}
     assert found.keys() == expected | {"index alone", "first deviation plane", "all"}
     return found
 
@@ -45,6 +46,14 @@ def read_row(blocks: dict[str, str], constants: dict[str, Any]) -> Callable[...,
     names = dict(constants)
     exec(blocks["reader"], names)
     return names["read_row"]
+
+
+@pytest.fixture(scope="module")
+def exact_names(blocks: dict[str, str], constants: dict[str, Any]) -> dict[str, Any]:
+    """What the page's exact reader defines."""
+    names = dict(constants)
+    exec(blocks["reader"] + blocks["exact reader"], names)
+    return names
 
 
 def layout(deviation_bits: int) -> Layout:
@@ -77,8 +86,8 @@ def test_constants(constants: dict[str, Any], name: str, expected: tuple[float, 
 
 def test_the_example_encodes_to_the_printed_planes(blocks: dict[str, str]) -> None:
     encoded = codec.encode(matrix(blocks["weight"]), layout(8))
-    for name, plane, printed in zip(Planes._fields, encoded, planes(blocks), strict=True):
-        assert plane.tolist() == printed.tolist(), name
+    for name, printed in zip((*PLANES, "scale"), planes(blocks), strict=False):
+        assert getattr(encoded, name).tolist() == printed.tolist(), name
 
 
 @pytest.mark.parametrize(
@@ -100,14 +109,15 @@ def test_the_steps_by_hand_are_those_of_the_first_weight(blocks: dict[str, str])
     text = re.sub(r"\s+", " ", PAGE.read_text("utf-8").partition("The first weight by hand")[2])
     position, square, times_b, plus_a, level, value = (
         float(re.search(rf"{words_before} = (-?[\d.]+\d)", text)[1])
-        for words_before in ("151.5 / 256", r"p \* p", "times b", "plus a", "times p", "scale")
+        for words_before in ("252.5 / 256", r"p \* p", "times b", "plus a", "times p", "scale")
     )
     p = torch.tensor(position)
-    steps = [p * p, p * p / 1024, p * p / 1024 + 1 / 16, (p * p / 1024 + 1 / 16) * p]
+    cubic, line = torch.tensor(grid.BENDS[3]) / 512, torch.tensor(grid.LINES[3]) / 8
+    steps = [p * p, p * p * cubic, p * p * cubic + line, (p * p * cubic + line) * p]
     assert [step.item() for step in steps] == torch.tensor(
         [square, times_b, plus_a, level]
     ).tolist()
-    assert torch.tensor(value) == steps[-1] * (-165 * 2.0**-10) == matrix(blocks["all"])[0, 0]
+    assert torch.tensor(value) == steps[-1] * (-171 * 2.0**-10) == matrix(blocks["all"])[0, 0]
 
 
 @pytest.mark.parametrize("name", grid.GRIDS)
@@ -129,6 +139,73 @@ def test_the_reader_and_the_codec_agree_on_any_planes(
     ]
     row = read_row(streams, word[0].tolist(), 40, 32, name, -10)
     assert row == codec.decode(stored, shape)[0].tolist()
+
+
+def exact_planes(blocks: dict[str, str]) -> tuple[Layout, Planes, torch.Tensor]:
+    shape = Layout(40, group_size=32, exponent=-10, stored_dtype=torch.bfloat16)
+    scale = torch.tensor([int(word, 16) for word in blocks["exact scale"].split()])
+    index, deviation, remainder = (
+        torch.tensor(list(bytes.fromhex(blocks[f"exact {name}"])), dtype=torch.uint8)
+        for name in ("index", "deviation", "remainder")
+    )
+    offsets, starts = torch.zeros(1, 1, dtype=torch.int16), torch.zeros(1, dtype=torch.int64)
+    scale = scale.to(torch.int16).unsqueeze(0)
+    planes = Planes(
+        index.unsqueeze(0), deviation.unsqueeze(0), None, scale, remainder, offsets, starts
+    )
+    weight = torch.tensor([[float(number) for number in blocks["exact weight"].split()]])
+    return shape, planes, weight.bfloat16()
+
+
+def test_the_exact_example_encodes_to_the_printed_planes_and_back(blocks: dict[str, str]) -> None:
+    shape, printed, weight = exact_planes(blocks)
+    assert torch.equal(weight, matrix(blocks["weight"])[:1].bfloat16())
+    encoded = codec.encode_remainder(weight, codec.encode(weight, shape), shape)
+    for name, plane, expected in zip(Planes._fields, encoded, printed, strict=True):
+        if name == "exceptions":
+            assert plane.numel() == 0
+        elif expected is not None:
+            assert plane.tolist() == expected.tolist(), name
+    assert torch.equal(codec.decode(printed, shape, torch.bfloat16), weight)
+
+
+def test_the_exact_steps_by_hand_are_those_of_the_first_weights(
+    blocks: dict[str, str], exact_names: dict[str, Any]
+) -> None:
+    text = PAGE.read_text("utf-8").partition("### The same with a remainder")[2]
+    sub_cell, scale = exact_names["sub_cell"], 170 * 2.0**-10
+    assert sub_cell(1 << 4 | 11, 8, 4, "phi", 5, scale, "bfloat16") == (15802, 3, True)
+    assert "ranks 15802 to 15804, so count is 3, width is 2" in text
+    for edge in (11, 12):
+        level = exact_names["level"]("phi", 8, 5, -6.5 + edge / 16)
+        assert f"{torch.tensor(level * scale).item():.7g}" in text
+    streams = [(bytes.fromhex(blocks[f"exact {name}"]), 4) for name in PLANES[:2]]
+    assert exact_names["code_of"](streams, 0) == 1 << 4 | 11
+    second = exact_names["code_of"](streams, 1)
+    assert sub_cell(second, 8, 4, "phi", 5, scale, "bfloat16")[:2] == (15573, 7)
+
+
+@pytest.mark.parametrize("dtype", codec.DTYPES, ids=str)
+@pytest.mark.parametrize(("name", "bits"), [("phi", 4), ("phi", 2), ("golden", 4)])
+def test_the_exact_reader_and_the_codec_agree(
+    exact_names: dict[str, Any], name: str, bits: int, dtype: torch.dtype
+) -> None:
+    weight = torch.randn(2, 600, generator=torch.Generator().manual_seed(bits)).to(dtype)
+    weight[0, :9], weight[1, 3] = torch.tensor([0.0, -0.0, 1e-7] * 3).to(dtype), -30
+    shape = Layout(600, 4, bits, 64, name, -10, dtype)
+    planes = codec.encode_remainder(weight, codec.encode(weight, shape), shape)
+    begins = (planes.offsets.long() & 0xFFFF) + planes.starts
+    assert planes.exceptions.shape[0] == 0
+    for row in range(2):
+        streams = [(bytes(p[row].tolist()), n) for p, n in ((planes[0], 4), (planes[1], bits))]
+        read = exact_names["read_exact_row"](
+            streams, (planes.scale[row].int() & 0xFFFF).tolist(), 600, 64, name, -10,
+            str(dtype).removeprefix("torch."), bytes(planes.remainder.tolist()),
+            begins[row].tolist(),
+        )  # fmt: skip
+        exact = torch.tensor(read, dtype=torch.float64).to(dtype)
+        assert torch.equal(exact, weight[row])
+        assert torch.equal(exact.signbit(), weight[row].signbit())
 
 
 @pytest.mark.parametrize(("name", "word"), [("phi", 0x03F8), ("phi", 0xFC00), ("golden", 0x3C01)])
