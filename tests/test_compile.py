@@ -67,6 +67,70 @@ def test_one_graph_gives_the_same_numbers(
             torch.testing.assert_close(compiled(batch), model(batch))
 
 
+class TestExact:
+    @pytest.fixture
+    def exact(self) -> nn.Module:
+        model = TiedModel(layers=1).eval()
+        model.layers[0].weight.data[3, 5] = float("inf")
+        phiquant.quantize_(model, PhiConfig(exact=True))
+        model.layers[0].weight.exception_plane[:, 1] = 0x3F800000  # a product of it is a number
+        return model
+
+    @pytest.mark.parametrize("mode", MODES)
+    def test_one_graph_gives_the_same_numbers(self, exact: nn.Module, mode: str) -> None:
+        compiled = torch.compile(exact, fullgraph=True)
+        with MODES[mode]():
+            batch = indices(2, 7)
+            torch.testing.assert_close(compiled(batch), exact(batch))
+
+    def test_slices_in_a_graph(self) -> None:
+        def uses(layer: nn.Linear, x: Tensor) -> list[Tensor]:
+            weight = layer.weight
+            return [
+                functional.linear(x, weight[3:9]),
+                functional.linear(x[:, 512:], weight[:, 512:]),
+                functional.linear(x[:, 7:600], weight[2:4, 7:600]),
+                weight[3] * 2,
+            ]
+
+        layer = nn.Linear(1100, 16)
+        phiquant.quantize_(layer, PhiConfig(exact=True))
+        x = torch.randn(3, 1100)
+        compiled = torch.compile(uses, fullgraph=True)
+        with torch.no_grad():
+            for ours, theirs in zip(compiled(layer, x), uses(layer, x), strict=True):
+                torch.testing.assert_close(ours, theirs)
+
+    @torch._dynamo.config.patch(
+        force_parameter_static_shapes=False, force_nn_module_property_static_shapes=False
+    )
+    def test_layers_whose_remainders_differ_in_size_share_a_graph(self) -> None:
+        """If parameters may have dynamic sizes; torch takes them for static otherwise."""
+        layers = [nn.Linear(128, 128) for _ in range(5)]
+        phiquant.quantize_(nn.ModuleList(layers), PhiConfig(exact=True))
+        assert len({layer.weight.remainder_plane.numel() for layer in layers}) > 2
+        graphs, x = Graphs(), torch.randn(3, 128)
+        compiled = torch.compile(nn.Linear.forward, backend=graphs, fullgraph=True)
+        with torch.no_grad():
+            for layer in layers:
+                assert torch.equal(compiled(layer, x), layer(x))
+        assert len(graphs.graphs) <= 2  # the second learns that the size is any
+
+    def test_broken_planes_are_told_with_the_name(self, exact: nn.Module) -> None:
+        compiled = torch.compile(exact, fullgraph=True, backend="aot_eager")
+        with torch.no_grad():
+            compiled(indices(2, 7))
+            exact.layers[0].weight.start_plane[0] = 1 << 40
+            with pytest.raises(ValueError, match="remainder: block 0 "):
+                compiled(indices(2, 7))
+
+    def test_it_is_exported(self, exact: nn.Module) -> None:
+        batch = indices(2, 7)
+        with torch.no_grad():
+            program = torch.export.export(exact, (batch,))
+        assert torch.equal(program.module()(batch), exact(batch))
+
+
 @pytest.mark.parametrize("deviation_bits", [0, 2, 8])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_other_tiers_and_dtypes(dtype: torch.dtype, deviation_bits: int) -> None:

@@ -20,7 +20,7 @@ from benchmarks import zoo
 from benchmarks.zoo import metrics
 from benchmarks.zoo.packages import MissingPackage
 from phiquant import PhiConfig, PhiTensor, Report
-from tests.support import relative
+from tests.support import relative, same_bits
 
 pytestmark = pytest.mark.slow
 
@@ -176,3 +176,21 @@ def test_efficientnet_classifier() -> None:
     away = metrics.kl_divergence(original, module.logits(model))
     assert 1e-9 < away < 1e-3
     assert math.isclose(metrics.agreement(original, module.logits(model)), 1, abs_tol=0.04)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize(("name", "bits"), [("minilm", 11.4), ("smollm2", 11.6), ("whisper", 11.9)])
+def test_whole_models_come_back_bit_for_bit(name: str, bits: float, dtype: torch.dtype) -> None:
+    """As bf16, and as the same numbers in fp32, which take no more."""
+    _, model = loaded(name)
+    model = copy.deepcopy(model).bfloat16().to(dtype)
+    original = {key: p.detach().clone() for key, p in model.named_parameters()}
+    report = phiquant.quantize_(model, PhiConfig(exact=True))
+    assert report.bits_per_weight < bits
+    assert not [s for s in report.skipped if "would grow" in s.reason]
+    verified = phiquant.verify(model)
+    assert verified.complete
+    assert len(verified.verified) == len(report.compressed) > 30
+    for key, parameter in model.named_parameters():
+        value = parameter.dequantize() if isinstance(parameter, PhiTensor) else parameter.data
+        assert same_bits(value, original[key]), key

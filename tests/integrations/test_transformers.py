@@ -25,9 +25,10 @@ from transformers import (
 )
 
 from benchmarks.zoo import smollm2
-from phiquant import PhiConfig, PhiQuantConfig, PhiTensor, quantize_
+from phiquant import PhiQuantConfig, PhiTensor, quantize_, verify
 from tests.integrations import support
 from tests.integrations.support import assert_same, compressed_names, llama, load, prompt, saved
+from tests.support import noise, same_bits
 
 
 @pytest.fixture
@@ -35,12 +36,14 @@ def folder(tmp_path: Path) -> Path:
     return saved(llama(), tmp_path / "llama")
 
 
-def both(folder: Path, auto: Any = None, **how: Any) -> tuple[Any, Any]:
+def both(
+    folder: Path, auto: Any = None, config: PhiQuantConfig | None = None, **how: Any
+) -> tuple[Any, Any]:
     """Compressed while loading, and loaded and then compressed, with the default settings."""
-    auto = auto or support.AutoModelForCausalLM
-    loaded = auto.from_pretrained(folder, quantization_config=PhiQuantConfig(), **how)
+    auto, config = auto or support.AutoModelForCausalLM, config or PhiQuantConfig()
+    loaded = auto.from_pretrained(folder, quantization_config=config, **how)
     plain = auto.from_pretrained(folder, **how)
-    report = quantize_(plain, PhiConfig())
+    report = quantize_(plain, config.phi_config)
     assert loaded.hf_quantizer.report == report
     return loaded, plain
 
@@ -128,6 +131,44 @@ def test_embedding_and_head_keep_four_deviation_bits(tmp_path: Path, tied: bool)
     assert loaded.model.embed_tokens.weight.deviation_bits == 4
     assert loaded.lm_head.weight.deviation_bits == 4
     assert loaded.model.layers[0].mlp.up_proj.weight.deviation_bits == 0
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_an_exact_model_is_the_one_in_the_file(tmp_path: Path, tied: bool, dtype: str) -> None:
+    folder = saved(llama(tie_word_embeddings=tied).to(torch.bfloat16), tmp_path)
+    loaded, _ = both(folder, config=PhiQuantConfig(exact=True), dtype=dtype)
+    plain = load(folder, dtype=dtype)
+    assert verify(loaded).complete
+    weight = loaded.model.layers[0].mlp.up_proj.weight
+    assert (weight.dtype, weight.stored_dtype) == (getattr(torch, dtype), torch.bfloat16)
+    for name in compressed_names(loaded):
+        assert same_bits(loaded.get_parameter(name).dequantize(), plain.get_parameter(name).data)
+    with torch.no_grad():
+        ours, theirs = loaded(**prompt()).logits, plain(**prompt()).logits
+    assert torch.equal(ours.argmax(-1), theirs.argmax(-1))
+
+
+def test_an_exact_weight_may_hold_anything_and_may_grow(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = llama(tie_word_embeddings=True).to(torch.bfloat16)
+    mlp = model.model.layers[0].mlp
+    mlp.up_proj.weight.data[0, 0] = float("nan")
+    mlp.gate_proj.weight.data.copy_(noise(*mlp.gate_proj.weight.shape))
+    model.lm_head.weight.data.copy_(noise(*model.lm_head.weight.shape))
+    folder = saved(model, tmp_path)
+    with caplog.at_level(logging.WARNING, "phiquant"):
+        loaded, _ = both(folder, config=PhiQuantConfig(exact=True), dtype="bfloat16")
+    loaded_mlp = loaded.model.layers[0].mlp
+    assert same_bits(loaded_mlp.up_proj.weight.dequantize(), mlp.up_proj.weight.data)
+    assert same_bits(loaded_mlp.gate_proj.weight.data, mlp.gate_proj.weight.data)
+    assert type(loaded_mlp.gate_proj.weight) is nn.Parameter
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+    lines = [record.getMessage() for record in caplog.records]
+    for name in ("gate_proj.weight", "embed_tokens.weight"):
+        (line,) = (line for line in lines if name in line)
+        assert "its exact form would grow to" in line
 
 
 def test_config_as_a_dictionary(folder: Path) -> None:
