@@ -148,12 +148,13 @@ def mean_sqnr(weights: Named, tensors: dict[str, PhiTensor]) -> float:
 
 
 def verdicts(models: dict[str, Any], found: dict[str, Any]) -> list[Verdict]:
-    """How far the default fit stays below each bar; not measured without the model."""
+    """How far each fit stays below each bar; not measured without the model."""
     checks = []
     for name, above in ABOVE_FLOOR.items():
-        result = models.get(name)
-        room = result and result["floor"] + above - result["phiquant joint"]["bits"]
-        checks.append(Verdict(f"{name}, below the floor + {above}", 0.0, room, "bits"))
+        for fit in FITS:
+            result = models.get(name)
+            room = result and result["floor"] + above - result[f"phiquant {fit}"]["bits"]
+            checks.append(Verdict(f"{name} {fit}, below the floor + {above}", 0.0, room, "bits"))
     best = min((each["bits"] for each in found.values()), default=None)
     room = None if best is None else MINILM_GOAL - best
     return checks + [Verdict(f"minilm, any layout, below {MINILM_GOAL}", 0.0, room, "bits")]

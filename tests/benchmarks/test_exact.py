@@ -81,13 +81,14 @@ def test_weights_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_verdicts() -> None:
-    def result(bits: float) -> dict:
-        return {"floor": 10.7, "phiquant joint": {"bits": bits}}
+    def result(joint: float, least: float) -> dict:
+        return {"floor": 10.7, "phiquant joint": {"bits": joint}, "phiquant exact": {"bits": least}}
 
-    models = {"minilm": result(11.4), "whisper": result(11.5), "crepe": result(12.2)}
+    models = {"minilm": result(11.4, 11.3), "whisper": result(11.5, 11.4)}
+    models["crepe"] = result(12.3, 12.1)
     checks = exact.verdicts(models, {"a": {"bits": 11.3}, "b": {"bits": 11.1}})
     words = [str(check).split()[0] for check in checks]
-    assert words == ["PASS", "----", "MISS", "PASS", "PASS"]
+    assert words == ["PASS", "PASS", "----", "----", "MISS", "PASS", "MISS", "PASS", "PASS"]
     assert str(exact.verdicts({}, {})[-1]).startswith("----")
 
 

@@ -64,10 +64,11 @@ def test_faster_is_a_ratio_to_the_whole_of_the_same_tier() -> None:
     results = [
         {"slice": name, "weights": count, "tier": tier, "us": us * factor}
         for name, count, us in (("1 row", 4, 2.0), ("256 rows", 8, 50.0), ("64 x 64", 2, 3.0),
+                                ("64 columns", 2, 300.0),
                                 ("the whole", 400, 600.0))
         for tier, factor in (("index", 1), ("deviation", 2), ("exact", 3))
     ]  # fmt: skip
     row = next(line for line in piercing.report(results).splitlines() if "1 row" in line)
     assert [cell.strip() for cell in row.strip("|").split("|")][1:4] == ["100x", "2.00", "300.0x"]
     words = [str(check).split()[0] for check in piercing.verdicts(results)]
-    assert words == ["PASS", "PASS", "PASS"]
+    assert words == ["PASS", "PASS", "PASS", "MISS"]
