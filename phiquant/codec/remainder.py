@@ -34,7 +34,7 @@ class Subcells(NamedTuple):
 
     negative: Tensor
     first: Tensor
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # hides tuple.count, which sub-cells do not need
     width: Tensor
 
 
