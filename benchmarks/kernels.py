@@ -38,7 +38,11 @@ def settings(layout: Layout) -> tuple[Any, ...]:
 
 def encode(weight: Tensor, layout: Layout, fit: str = "joint") -> Planes:
     planes = phi.encode(weight, None, *settings(layout), fit)
-    return Planes(*(plane if plane.shape[-1] else None for plane in planes))
+    lossy = [plane if plane.shape[-1] else None for plane in planes]
+    if layout.stored_dtype is None:
+        return Planes(*lossy)
+    exact = phi.encode_remainder(weight, *lossy, *settings(layout))
+    return Planes(*lossy, *exact[:3])  # no infinities here
 
 
 def verify() -> None:
@@ -55,6 +59,10 @@ def verify() -> None:
         assert torch.equal(phi.decode(*planes, 256, *settings(layout), torch.float32), decoded)
         product = phi.linear(x, *planes, None, 256, *settings(layout))
         torch.testing.assert_close(product, functional.linear(x, decoded))
+    original = weight.bfloat16()
+    layout = Layout(256, exponent=-10, stored_dtype=torch.bfloat16)
+    again = phi.decode(*encode(original, layout), 256, *settings(layout), torch.bfloat16)
+    assert torch.equal(again, original)
 
 
 def median_seconds(run: Callable[[], object], repeats: int) -> float:
@@ -69,9 +77,11 @@ def median_seconds(run: Callable[[], object], repeats: int) -> float:
 
 def codec_rates(repeats: int) -> list[dict[str, Any]]:
     """Encoding and decoding of SIZE x SIZE, in million weights a second."""
-    weight, rows = torch.randn(SIZE, SIZE) * 0.02, []
-    for deviation_bits in (4, 0, 2, 8):
-        layout = Layout(SIZE, 4, deviation_bits, exponent=-10)
+    normal, rows = torch.randn(SIZE, SIZE) * 0.02, []
+    layouts = {f"4+{bits}": Layout(SIZE, 4, bits, exponent=-10) for bits in (4, 0, 2, 8)}
+    layouts["exact"] = Layout(SIZE, exponent=-10, stored_dtype=torch.bfloat16)
+    for bits, layout in layouts.items():
+        weight = normal if layout.stored_dtype is None else normal.to(layout.stored_dtype)
         seconds = {
             "encode, all bends and signs": median_seconds(partial(encode, weight, layout), repeats)
         }
@@ -81,7 +91,7 @@ def codec_rates(repeats: int) -> list[dict[str, Any]]:
             name = str(dtype).removeprefix("torch.")
             seconds[f"decode to {name}"] = median_seconds(run, repeats)
         rows += [
-            {"what": what, "bits": f"4+{deviation_bits}", "million_per_s": weight.numel() / s / 1e6}
+            {"what": what, "bits": bits, "million_per_s": weight.numel() / s / 1e6}
             for what, s in seconds.items()
         ]
     return rows
@@ -124,6 +134,11 @@ def contenders(weight: Tensor) -> dict[str, Contender]:
             encode(weight, layout, "index"),
             lambda x, *planes, arguments=arguments: phi.linear(x, *planes, None, SIZE, *arguments),
         )
+    layout = Layout(SIZE, exponent=-10, stored_dtype=torch.bfloat16)
+    exact = settings(layout)
+    found["phiquant exact"] = rotating(
+        encode(half, layout), lambda x, *planes: phi.linear(x, *planes, None, SIZE, *exact)
+    )
     return found
 
 
@@ -147,10 +162,12 @@ def linear_times(repeats: int) -> list[dict[str, Any]]:
 
 
 def verdicts(rates: list[dict[str, Any]], times: list[dict[str, Any]]) -> list[Verdict]:
-    rate = next(r for r in rates if r["bits"] == "4+4" and r["what"].startswith("encode"))
+    speed = {(r["bits"], r["what"].partition(",")[0]): r["million_per_s"] for r in rates}
     single = {row["what"]: row["ms"] for row in times if row["rows"] == 1}
     return [
-        Verdict("encode with the full search", 50.0, rate["million_per_s"], "M weights/s"),
+        Verdict("encode with the full search", 50.0, speed["4+4", "encode"], "M weights/s"),
+        Verdict("encode exactly", 40.0, speed["exact", "encode"], "M weights/s"),
+        Verdict("decode exactly", 250.0, speed["exact", "decode to bfloat16"], "M weights/s"),
         *(
             Verdict(f"one row, 4+{bits}, against bf16", 1.0, single["torch bf16"] / ms, "x")
             for bits, ms in ((4, single["phiquant 4+4"]), (0, single["phiquant 4+0"]))

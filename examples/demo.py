@@ -1,5 +1,7 @@
 """From nothing to a compressed model: SmolLM2 (or --model) at three tiers, and MiniLM's quality.
 
+Each model is compressed once, exactly, and then read at every tier.
+
     make demo
     make demo MODEL=<folder or hub name of a causal language model>
 
@@ -13,6 +15,7 @@ import json
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,15 +27,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import phiquant
+from benchmarks.generation import PROMPTS
 from benchmarks.zoo import minilm, smollm2, texts
 from benchmarks.zoo.metrics import kl_divergence, perplexity
 
-TIERS = (("4.25", 0), ("8.25", 4), ("12.25", 8))
-PROMPTS = (
-    "Why is the sky blue?",
-    "Write a short story about a lighthouse keeper.",
-    "Explain what a prime number is.",
-)
+TIERS = ("index", "deviation", "exact")
+LINEAR_LAYERS = r"(?!.*(embed|lm_head))"  # embeddings and heads are worth 8.25 bits
 
 
 @dataclass
@@ -59,19 +59,20 @@ def main() -> None:
     del original
     rows = [_row("original", 8 * torch.float32.itemsize, size, before, before)]
     samples = {"original": before}
-    for name, deviation_bits in TIERS:
-        model = _load(folder)
-        report = phiquant.quantize_(model, phiquant.PhiConfig(deviation_bits=deviation_bits))
-        print(str(report).partition("\n")[0], flush=True)
-        samples[name] = _run(model, tokenizer, ids, options.new_tokens)
-        rows.append(_row(name, report.bits_per_weight, report.stored_bytes, samples[name], before))
+    model = _load(folder)
+    print(phiquant.quantize_(model, phiquant.PhiConfig(exact=True)).summary)
+    print(phiquant.verify(model), flush=True)
+    for tier in TIERS:
+        with _at(model, tier):
+            samples[tier] = _run(model, tokenizer, ids, options.new_tokens)
+            rows.append(_row(tier, *_size(model), samples[tier], before))
     print(f"\n{folder}; perplexity on {text.name}, {options.tokens} tokens\n")
     print(tabulate(rows, headers="keys", floatfmt="g"))
     if not options.model:
         print("SmolLM2's weights sit on a 4-bit lattice: its KL flatters, see MiniLM below")
     _print_texts(tokenizer, samples)
     quality = _minilm_rows()
-    print("\nall-MiniLM-L6-v2, natural fp32 weights\n")
+    print("\nall-MiniLM-L6-v2, natural weights, cast to bf16\n")
     print(tabulate(quality, headers="keys", floatfmt="g"))
     if options.json:
         result = {"command": sys.argv, "model": rows, "minilm": quality}
@@ -82,7 +83,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", help="a causal language model's folder or hub name")
     parser.add_argument("--tokens", type=int, default=1024, help="tokens of text for perplexity")
-    parser.add_argument("--new-tokens", type=int, default=48, help="tokens to generate a prompt")
+    parser.add_argument("--new-tokens", type=int, default=32, help="tokens to generate a prompt")
     parser.add_argument("--json", help="write the tables to this file")
     return parser.parse_args()
 
@@ -98,7 +99,8 @@ def _print_setting(options: argparse.Namespace) -> None:
 
 
 def _load(folder: str) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    """As bf16, which most checkpoints are, to run in fp32, which a CPU is quick at."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).float().eval()
 
 
 def _tokens(tokenizer: Any, text: str, count: int) -> Tensor:
@@ -106,52 +108,67 @@ def _tokens(tokenizer: Any, text: str, count: int) -> Tensor:
     return torch.tensor(ids[:count])
 
 
+def _at(model: Any, tier: str) -> Any:
+    """The model at a tier; its embeddings never at less than the deviation's."""
+    return phiquant.at_precision(model, tier, LINEAR_LAYERS if tier == "index" else None)
+
+
+def _size(model: torch.nn.Module) -> tuple[float, int]:
+    """Bits a compressed weight, and bytes of all parameters, as the model is read now."""
+    parameters = list(model.parameters())
+    compressed = [p for p in parameters if isinstance(p, phiquant.PhiTensor)]
+    stored = sum(p.stored_bytes for p in compressed)
+    plain = sum(p.nbytes for p in parameters if not isinstance(p, phiquant.PhiTensor))
+    return stored * 8 / sum(p.numel() for p in compressed), stored + plain
+
+
 def _run(model: Any, tokenizer: Any, ids: Tensor, new_tokens: int) -> Outcome:
-    """Logits of a text, and greedy generations with their speed."""
+    """Logits of a text, greedy generations of all prompts at once, and the speed of one alone."""
     with torch.inference_mode():
         logits = smollm2.logits(model, ids[:-1])
     loss = torch.nn.functional.cross_entropy(logits, ids[1:]).item()
-    prompts = [_prompt(tokenizer, text) for text in PROMPTS]
-    _generate(model, tokenizer, prompts[0], 2)  # warm up
+    generations = _generate(model, tokenizer, PROMPTS, new_tokens)
     start = time.perf_counter()
-    generations = [_generate(model, tokenizer, prompt, new_tokens) for prompt in prompts]
-    seconds = time.perf_counter() - start
-    speed = sum(map(len, generations)) / seconds
+    alone = _generate(model, tokenizer, PROMPTS[:1], new_tokens)
+    speed = len(alone[0]) / (time.perf_counter() - start)
     return Outcome(logits, perplexity(loss), generations, speed)
 
 
-def _prompt(tokenizer: Any, text: str) -> Tensor:
+def _text(tokenizer: Any, prompt: str) -> str:
     if tokenizer.chat_template is None:
-        return tokenizer(text, return_tensors="pt")["input_ids"]
-    chat = [{"role": "user", "content": text}]
-    return tokenizer.apply_chat_template(
-        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )["input_ids"]
+        return prompt
+    chat = [{"role": "user", "content": prompt}]
+    return tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
 
 
-def _generate(model: Any, tokenizer: Any, prompt: Tensor, count: int) -> list[int]:
-    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+def _generate(model: Any, tokenizer: Any, prompts: Sequence[str], count: int) -> list[list[int]]:
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token_id = 0
+    texts_of = [_text(tokenizer, prompt) for prompt in prompts]
+    given = tokenizer(texts_of, return_tensors="pt", padding=True, padding_side="left")
     output = model.generate(
-        prompt,
-        attention_mask=torch.ones_like(prompt),
+        given["input_ids"],
+        attention_mask=given["attention_mask"],
         max_new_tokens=count,
         do_sample=False,
-        pad_token_id=padding,
+        pad_token_id=tokenizer.pad_token_id,
     )
-    return output[0, prompt.shape[1] :].tolist()
+    return output[:, given["input_ids"].shape[1] :].tolist()
 
 
 def _row(name: str, bits: float, size: int, now: Outcome, before: Outcome) -> dict[str, Any]:
-    same = sum(_common(a, b) for a, b in zip(now.generations, before.generations, strict=True))
+    pairs = list(zip(now.generations, before.generations, strict=True))
+    same = sum(_common(a, b) for a, b in pairs)
     total = sum(map(len, before.generations))
     return {
-        "bits": name,
+        "tier": name,
         "bits/weight": round(bits, 2),
         "MB": round(size / 1e6, 1),
         "perplexity": round(now.perplexity, 3),
         "KL to original": float(f"{kl_divergence(before.logits, now.logits):.2e}"),
         "tokens/s": round(now.tokens_per_second, 1),
         "identical tokens": f"{same}/{total}",
+        "identical texts": f"{sum(a == b for a, b in pairs)}/{len(pairs)}",
     }
 
 
@@ -162,7 +179,7 @@ def _common(a: list[int], b: list[int]) -> int:
 
 
 def _print_texts(tokenizer: Any, samples: dict[str, Outcome]) -> None:
-    for i, prompt in enumerate(PROMPTS):
+    for i, prompt in enumerate(PROMPTS[:3]):
         print(f"\n> {prompt}")
         for name, outcome in samples.items():
             written = tokenizer.decode(outcome.generations[i], skip_special_tokens=True)
@@ -170,18 +187,17 @@ def _print_texts(tokenizer: Any, samples: dict[str, Outcome]) -> None:
 
 
 def _minilm_rows() -> list[dict[str, Any]]:
-    rows = []
-    for name, deviation_bits in TIERS:
-        model = minilm.load()
-        report = phiquant.quantize_(model, phiquant.PhiConfig(deviation_bits=deviation_bits))
-        errors = [layer.relative_error for layer in report.compressed]
-        metrics = minilm.evaluate(model, 200)
+    model, rows = minilm.load().bfloat16().float(), []
+    phiquant.quantize_(model, phiquant.PhiConfig(exact=True))
+    for tier in TIERS:
+        with _at(model, tier):
+            bits, size = _size(model)
+            metrics = minilm.evaluate(model, 200)
         rows.append(
             {
-                "bits": name,
-                "bits/weight": round(report.bits_per_weight, 2),
-                "MB": round(report.stored_bytes / 1e6, 1),
-                "mean relative error": float(f"{sum(errors) / len(errors):.2e}"),
+                "tier": tier,
+                "bits/weight": round(bits, 2),
+                "MB": round(size / 1e6, 1),
                 **{key: round(value, 6) for key, value in metrics.items()},
             }
         )

@@ -5,9 +5,9 @@ A weight is ``scale * f(position)``. The family comes from the first two terms o
 
     f(p) = p * (a + b * p * p),   a = (1 - B) / K,   b = B / K^3,   K = 2^(index_bits - 1)
 
-``B`` is the *bend*, one of eight numbers made of powers of the golden ratio, flat to steep. Every operation
-is one correctly rounded fp32 operation in the order written in :meth:`Grid.value`, so the compiled
-kernels give the same bits (docs/format.md).
+``B`` is the *bend*, one of eight numbers made of powers of the golden ratio, from flat to steep.
+Every operation is one correctly rounded fp32 operation in the order written in :meth:`Grid.value`,
+so the compiled kernels give the same bits (docs/format.md).
 """
 
 from __future__ import annotations
@@ -104,8 +104,8 @@ class Grid:
         Returns:
             fp32 levels of the broadcast shape.
 
-        >>> Grid("phi", 4).value(torch.tensor([-1.0, 0.0, 8.0]), torch.tensor(0)).tolist()
-        [-0.125, 0.0, 1.0]
+        >>> Grid("phi", 4).value(torch.tensor([-8.0, 0.0, 4.0]), torch.tensor(5)).tolist()
+        [-1.0, 0.0, 0.3125]
         """
         if self.name == "golden":
             return self._ladder(position)

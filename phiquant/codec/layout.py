@@ -127,7 +127,11 @@ class Layout:
         starts = -(-blocks // BLOCKS_PER_START)
         if planes.starts is not None and tuple(planes.starts.shape) == (blocks,):
             starts = blocks
-        bits = {"index": self.index_bits, "deviation": self.high_bits, "deviation_low": self.low_bits}
+        bits = {
+            "index": self.index_bits,
+            "deviation": self.high_bits,
+            "deviation_low": self.low_bits,
+        }
         wanted = {
             "scale": (True, torch.int16, (*rows, self.groups)),
             **{p: (b > 0, torch.uint8, (*rows, self.row_bytes(b))) for p, b in bits.items()},
