@@ -109,7 +109,8 @@ def encode(weight: Tensor, cells_of: Subcells, planes: Planes) -> tuple[Planes, 
 
 def begins_of(planes: Planes) -> Tensor:
     """The byte at which every block begins, int64 ``[..., blocks]``."""
-    assert planes.offsets is not None and planes.starts is not None
+    assert planes.offsets is not None
+    assert planes.starts is not None
     starts, near = planes.starts, planes.offsets.long() & 0xFFFF
     if starts.numel() != near.numel():
         starts = starts.repeat_interleave(BLOCKS_PER_START)[: near.numel()]
@@ -140,7 +141,8 @@ def decode(planes: Planes, cells_of: Subcells, dtype: torch.dtype) -> Tensor:
 
 def check_blocks(planes: Planes, begins: Tensor, sizes: Tensor) -> None:
     """Raise ValueError unless every block is inside of the plane, and begins where one ends."""
-    assert planes.remainder is not None and planes.starts is not None
+    assert planes.remainder is not None
+    assert planes.starts is not None
     end = planes.remainder.numel() - PADDING
     outside = (begins < 0) | (begins > end - sizes)  # begins + sizes may overflow
     _check_none(outside, "is not inside of the remainder plane")

@@ -59,8 +59,7 @@ def ordered(dtype: torch.dtype, order: str) -> Tensor:
 
 @pytest.mark.parametrize(
     ("arguments", "order"),
-    [({}, order) for order in ORDERS]
-    + [(some, order) for some in FORMATS[1:] for order in ORDERS[2:]],
+    [({}, order) for order in ORDERS] + [(some, "among specials") for some in FORMATS[1:]],
     ids=str,
 )
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -82,11 +81,11 @@ def random_patterns(rows: int, seed: int) -> Tensor:
 
 @pytest.mark.parametrize("arguments", FORMATS, ids=str)
 def test_random_fp32_patterns(arguments: dict[str, Any]) -> None:
-    check_round_trip(random_patterns(50, seed=0), **arguments)
+    check_round_trip(random_patterns(25, seed=0), **arguments)
 
 
 def test_random_fp32_patterns_among_specials() -> None:
-    weight = random_patterns(50, seed=1)
+    weight = random_patterns(25, seed=1)
     for start in range(0, 1000, 64):
         weight[:, start : start + 24] = specials(torch.float32)[: 1000 - start]
     check_round_trip(weight)
@@ -126,10 +125,11 @@ def test_groups_of_one_value(dtype: torch.dtype, value: float) -> None:
 
 
 @EVERY_DTYPE
-@pytest.mark.parametrize("number", range(24))
-def test_one_special_among_normal_weights(dtype: torch.dtype, number: int) -> None:
-    weight = normal(2, 70, dtype=dtype)
-    weight[1, 66] = specials(dtype)[number]
+def test_one_special_among_normal_weights(dtype: torch.dtype) -> None:
+    """Each in a row of its own, in the short last group."""
+    special = specials(dtype)
+    weight = normal(special.numel(), 70, dtype=dtype)
+    weight[:, 66] = special
     check_round_trip(weight)
 
 

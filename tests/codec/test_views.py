@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -29,6 +30,13 @@ def with_specials(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     rows[0, 0], rows[-1, -1], rows[1, 0], rows[0, -1] = math.inf, math.nan, -math.inf, math.nan
     rows[len(rows) // 2] = math.inf
     return weight
+
+
+@cache
+def stored(*shape: int, dtype: torch.dtype = torch.bfloat16) -> tuple[Tensor, Planes, Layout]:
+    """A weight and its planes, which no test changes."""
+    weight = with_specials(*shape, dtype=dtype)
+    return weight, *exact(weight)
 
 
 def check(weight: Tensor, cut: Cut, planes: Planes, layout: Layout) -> Planes:
@@ -66,8 +74,8 @@ MATRIX_CUTS = {
 @pytest.mark.parametrize("cut", MATRIX_CUTS.values(), ids=MATRIX_CUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_rows_of_a_matrix(dtype: torch.dtype, cut: Cut) -> None:
-    weight = with_specials(7, 600, dtype=dtype)
-    check(weight, cut, *exact(weight))
+    weight, planes, layout = stored(7, 600, dtype=dtype)
+    check(weight, cut, planes, layout)
 
 
 STACK_CUTS = {
@@ -85,13 +93,12 @@ STACK_CUTS = {
 
 @pytest.mark.parametrize("cut", STACK_CUTS.values(), ids=STACK_CUTS)
 def test_rows_of_stacked_matrices(cut: Cut) -> None:
-    weight = with_specials(3, 5, 70)
-    check(weight, cut, *exact(weight))
+    weight, planes, layout = stored(3, 5, 70)
+    check(weight, cut, planes, layout)
 
 
 def test_a_view_of_a_view() -> None:
-    weight = with_specials(8, 1100)
-    planes, layout = exact(weight)
+    weight, planes, layout = stored(8, 1100)
     view = check(weight, lambda t: t[1:7], planes, layout)
     view = check(weight[1:7], lambda t: t[::2], view, layout)
     check(weight[1:7:2], lambda t: t[1:], view, layout)
@@ -152,8 +159,7 @@ class TestSizes:
 class TestPickRows:
     @pytest.mark.parametrize("rows", [[8, 0, 4, 3], [2, 3, 4], [5], [], list(range(9))[::-1]])
     def test_in_any_order(self, rows: list[int]) -> None:
-        weight = with_specials(9, 600)
-        planes, layout = exact(weight)
+        weight, planes, layout = stored(9, 600)
         picked = torch.tensor(rows, dtype=torch.int64)
         compare(weight[picked], pick_rows(planes, picked, 600), layout)
         bare, lossy = without_remainder(planes), layout.without_remainder
@@ -178,23 +184,20 @@ class TestCutColumns:
     )
     @pytest.mark.parametrize("shape", [(5, 1300), (2, 3, 1300)], ids=str)
     def test_between_blocks(self, shape: tuple[int, ...], start: int, stop: int) -> None:
-        weight = with_specials(*shape)
-        planes, layout = exact(weight)
+        weight, planes, layout = stored(*shape)
         view = cut_columns(planes, 1300, 64, start, stop)
         compare(weight[..., start:stop], view, replace(layout, columns=stop - start))
 
     @pytest.mark.parametrize(("start", "stop"), [(0, 64), (64, 192), (128, 200), (0, 200)])
     def test_between_groups_without_a_remainder(self, start: int, stop: int) -> None:
-        weight = with_specials(5, 200)
-        planes, layout = exact(weight)
+        _, planes, layout = stored(5, 200)
         bare, lossy = without_remainder(planes), layout.without_remainder
         view = cut_columns(bare, 200, 64, start, stop)
         whole = codec.decode(bare, lossy)
         compare(whole[:, start:stop], view, replace(lossy, columns=stop - start))
 
     def test_then_rows(self) -> None:
-        weight = with_specials(9, 1300)
-        planes, layout = exact(weight)
+        weight, planes, layout = stored(9, 1300)
         view = cut_rows(planes, 1300, lambda t: t[2:8:2])
         view = cut_columns(view, 1300, 64, 512, 1024)
         compare(weight[2:8:2, 512:1024], view, replace(layout, columns=512))
@@ -236,7 +239,7 @@ class TestExceptions:
     st.slices(9),
     st.sampled_from([1, 64, 513]),
 )
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_any_slices(rows: int, first: slice, second: slice, columns: int) -> None:
     first, second = (
         slice(*(None if n is None else abs(n) for n in (s.start, s.stop, s.step)))
