@@ -15,7 +15,8 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,9 +109,16 @@ def _tokens(tokenizer: Any, text: str, count: int) -> Tensor:
     return torch.tensor(ids[:count])
 
 
-def _at(model: Any, tier: str) -> Any:
+@contextmanager
+def _at(model: Any, tier: str) -> Iterator[None]:
     """The model at a tier; its embeddings never at less than the deviation's."""
-    return phiquant.at_precision(model, tier, LINEAR_LAYERS if tier == "index" else None)
+    everywhere = "deviation" if tier == "index" else tier
+    with phiquant.at_precision(model, everywhere):
+        if tier != "index":
+            yield
+            return
+        with phiquant.at_precision(model, tier, LINEAR_LAYERS):
+            yield
 
 
 def _size(model: torch.nn.Module) -> tuple[float, int]:
