@@ -23,13 +23,13 @@ from phiquant.codec.remainder import bit_length
 HALF, DEPTH, LOSSY_BITS = 8, 4, 8.25
 MIDDLE = PHI**-2 + PHI**-6
 SETS: dict[str, tuple[float, ...]] = {
-    "format version 1": (0, PHI**-4, PHI**-3, PHI**-2, 0.5, 1 / PHI, 1 - PHI**-3, 1 - PHI**-5),
+    "even": (0, PHI**-4, PHI**-3, PHI**-2, 0.5, 1 / PHI, 1 - PHI**-3, 1 - PHI**-5),
     "close": (PHI**-4, PHI**-3, 0.5 / PHI, PHI**-2, MIDDLE, 0.5, 1 - MIDDLE, 1 / PHI),
-    "close, one steep": (
-        PHI**-4, PHI**-3, 0.5 / PHI, PHI**-2, MIDDLE, 0.5, 1 - MIDDLE, 1 - PHI**-8,
+    "format version 1": (
+        PHI**-4, PHI**-3, 0.5 / PHI, PHI**-2, MIDDLE, 0.5, 1 - MIDDLE, 1 - PHI**-5,
     ),
 }  # fmt: skip
-PRICES = (0.0, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 2)
+PRICES = (0.0, 1 / 32, 1 / 4)
 
 
 @dataclass(frozen=True)

@@ -176,7 +176,7 @@ def main() -> None:
     torch.manual_seed(0)
     weight = (torch.randn(options.size, options.size) * 0.02).bfloat16()
     parts, tiers = slices(options.size), tiers_of(weight)
-    with torch.no_grad():
+    with torch.inference_mode():
         verify(tiers, weight, parts)
         measure(tiers, parts, 2)
         results = measure(tiers, parts, options.repeats)

@@ -22,9 +22,9 @@ GRIDS = ("phi", "golden")
 INDEX_BITS = (2, 3, 4, 5, 6)
 DEVIATION_BITS = (0, 2, 4, 8)
 
-# fp32 values of B and 1 - B for B in {phi^-4, phi^-3, phi^-1 / 2, phi^-2, m, 1/2, 1 - m, phi^-1},
-# m = phi^-2 + phi^-6.
-# Both are literals because 1 - fl32(B) is not fl32(1 - B). K is a power of two: a and b are exact.
+# fp32 values of B and 1 - B: B is phi^-4, phi^-3, phi^-1 / 2, phi^-2, m, 1/2, 1 - m or 1 - phi^-5,
+# m = phi^-2 + phi^-6. Both are literals, as 1 - fl32(B) is not fl32(1 - B). K is a power of two,
+# so a and b are exact.
 BENDS = tuple(
     float.fromhex(text)
     for text in (
@@ -35,7 +35,7 @@ BENDS = tuple(
         "0x1.c032e2p-2",
         "0x1.000000p-1",
         "0x1.1fe690p-1",
-        "0x1.3c6ef4p-1",
+        "0x1.d1d53ep-1",
     )
 )
 LINES = tuple(
@@ -48,7 +48,7 @@ LINES = tuple(
         "0x1.1fe690p-1",
         "0x1.000000p-1",
         "0x1.c032e2p-2",
-        "0x1.87221ap-2",
+        "0x1.71560ap-4",
     )
 )
 

@@ -90,6 +90,8 @@ def _linear(x: Tensor, *arguments: Any) -> Tensor:
 
 def _embedding(indices: Tensor, *arguments: Any) -> Tensor:
     """Decodes only the rows that are asked for, like the compiled kernel."""
+    if indices.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"indices: expected torch.int32 or torch.int64, got {indices.dtype}")
     *described, dtype = arguments
     planes, layout = Planes(*described[:_COUNT]), described[_COUNT:]
     rows, place = indices.unique(return_inverse=True)

@@ -848,3 +848,16 @@ def test_rows_by_number_decode_those_rows_only(rows: list[int]) -> None:
 def test_a_row_number_out_of_range_is_an_error() -> None:
     with pytest.raises((IndexError, ValueError, RuntimeError), match=r"indices|index out of range"):
         PhiTensor.from_hp(torch.ones(8, 100))[torch.tensor([-9])]
+
+
+@pytest.mark.parametrize("exact", [False, True], ids=["lossy", "exact"])
+@pytest.mark.parametrize(
+    "view",
+    [lambda w: w[3:5], lambda w: w[3], lambda w: w.t(), lambda w: w.view(4, 16, 128)],
+    ids=["rows", "row", "transpose", "view"],
+)
+def test_views_work_in_inference_mode(view: Callable[[Tensor], Tensor], exact: bool) -> None:
+    of = compressed(64, 128, dtype=torch.bfloat16, exact=exact)
+    expected = view(of).dequantize()
+    with torch.inference_mode():
+        assert torch.equal(view(of).dequantize(), expected)

@@ -37,7 +37,7 @@ def is_nearest_float(value: float, exact: Decimal) -> bool:
 def exact_bends() -> list[Decimal]:
     phi = golden_ratio()
     half, middle = Decimal("0.5"), phi**-2 + phi**-6
-    return [phi**-4, phi**-3, half / phi, phi**-2, middle, half, 1 - middle, 1 / phi]
+    return [phi**-4, phi**-3, half / phi, phi**-2, middle, half, 1 - middle, 1 - phi**-5]
 
 
 def fp32(value: float) -> float:

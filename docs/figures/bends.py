@@ -13,7 +13,7 @@ import torch
 
 from phiquant.grid import BENDS, Grid
 
-LABELS = ("φ⁻⁴", "φ⁻³", "φ⁻¹/2", "φ⁻²", "φ⁻² + φ⁻⁶", "1/2", "1 − φ⁻² − φ⁻⁶", "φ⁻¹")
+LABELS = ("φ⁻⁴", "φ⁻³", "φ⁻¹/2", "φ⁻²", "φ⁻² + φ⁻⁶", "1/2", "1 − φ⁻² − φ⁻⁶", "1 − φ⁻⁵")
 
 
 def main() -> None:

@@ -11,11 +11,11 @@ inline constexpr int kBendCount = 8;
 // fl32(B) and fl32(1 - B). Both are literals because 1 - fl32(B) is not fl32(1 - B).
 inline constexpr float kBends[kBendCount] = {
     0x1.2acc96p-3f, 0x1.e3779cp-3f, 0x1.3c6ef4p-2f, 0x1.87221ap-2f,
-    0x1.c032e2p-2f, 0x1.000000p-1f, 0x1.1fe690p-1f, 0x1.3c6ef4p-1f,
+    0x1.c032e2p-2f, 0x1.000000p-1f, 0x1.1fe690p-1f, 0x1.d1d53ep-1f,
 };
 inline constexpr float kLines[kBendCount] = {
     0x1.b54cdap-1f, 0x1.87221ap-1f, 0x1.61c886p-1f, 0x1.3c6ef4p-1f,
-    0x1.1fe690p-1f, 0x1.000000p-1f, 0x1.c032e2p-2f, 0x1.87221ap-2f,
+    0x1.1fe690p-1f, 0x1.000000p-1f, 0x1.c032e2p-2f, 0x1.71560ap-4f,
 };
 
 // fl32(sinh(h/2 * ln phi)) for h = 0..66: the "golden" ladder at integers and half-integers.
