@@ -155,7 +155,7 @@ class TestOutcome:
     def test_the_exact_fit_keeps_usable_tiers(self, weight: Tensor) -> None:
         planes, layout = exact(weight, "exact")
         assert decibels(weight, index_tier(planes, layout)) > 18.5
-        assert decibels(weight, deepest_tier(planes, layout)) > 42
+        assert decibels(weight, deepest_tier(planes, layout)) > 41
 
     @pytest.mark.parametrize("fit", LOSSY_FITS)
     def test_lossy_tiers_of_a_fit_are_near_those_without_a_remainder(
