@@ -25,7 +25,7 @@ KERNEL_TESTS ?= $(wildcard tests/test_ops*.py tests/test_kernels*.py tests/ops t
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv install develop demo test test-fast lint mypy format docs bench-quality sanitize \
+.PHONY: help venv install develop demo test test-fast lint mypy format docs bench-exact bench-quality sanitize \
 	wheel clean FORCE
 
 help: ## list the targets and variables
@@ -70,6 +70,10 @@ test: develop ## the whole test suite
 
 test-fast: develop ## the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_FLAGS)
+
+bench-exact: develop ## sizes of the lossless tier next to zstd and zipnn, checked bit for bit
+	$(PIP) $(PIP_FLAGS) -e '.[peers]'
+	PYTHONPATH=. $(BIN)/python -m benchmarks.exact
 
 bench-quality: install ## error and end metrics on real models against NF4 and int8
 	PYTHONPATH=. $(BIN)/python benchmarks/quality.py

@@ -118,12 +118,12 @@ def main() -> None:
         ]
         for name in arguments.models
     }
-    format_1 = (0, PHI**-4, PHI**-3, PHI**-2, 0.5, 1 / PHI, 1 - PHI**-3, 1 - PHI**-5)
+    first_eight = (0, PHI**-4, PHI**-3, PHI**-2, 0.5, 1 / PHI, 1 - PHI**-3, 1 - PHI**-5)
     sets = {
         "one: 1/2": nearest([0.5]),
         "four: 0, phi^-2, phi^-1, 1-phi^-4": nearest([0, PHI**-2, 1 / PHI, 1 - PHI**-4]),
-        "format version 1": nearest(format_1),
-        "version 1, uniform replaced by 1-phi^-6": nearest([*format_1[1:], 1 - PHI**-6]),
+        "the first eight": nearest(first_eight),
+        "the first eight, uniform replaced by 1-phi^-6": nearest([*first_eight[1:], 1 - PHI**-6]),
         "even, 0 to 0.875": nearest([i / 8 for i in range(8)]),
         "even, 0.1 to 0.95": nearest([0.1 + 0.85 * i / 7 for i in range(8)]),
         "close": nearest([0.2, PHI**-3, 0.25, 0.3, 0.35, PHI**-2, 0.45, 0.5]),
@@ -137,7 +137,7 @@ def main() -> None:
         "all candidates": list(range(len(CANDIDATES))),
     }
     if arguments.exchange:
-        sets["exchanged"] = exchanged(tables, nearest(format_1))
+        sets["exchanged"] = exchanged(tables, nearest(first_eight))
     for name, chosen in sets.items():
         if len(chosen) <= 8:
             name += "  (" + ", ".join(f"{CANDIDATES[i]:.3f}" for i in chosen) + ")"

@@ -22,13 +22,14 @@ from phiquant.codec.remainder import bit_length
 
 HALF, DEPTH, LOSSY_BITS = 8, 4, 8.25
 MIDDLE = PHI**-2 + PHI**-6
+CLOSE = (PHI**-4, PHI**-3, 0.5 / PHI, PHI**-2, MIDDLE, 0.5, 1 - MIDDLE)
 SETS: dict[str, tuple[float, ...]] = {
     "even": (0, PHI**-4, PHI**-3, PHI**-2, 0.5, 1 / PHI, 1 - PHI**-3, 1 - PHI**-5),
-    "close": (PHI**-4, PHI**-3, 0.5 / PHI, PHI**-2, MIDDLE, 0.5, 1 - MIDDLE, 1 / PHI),
-    "format version 1": (
-        PHI**-4, PHI**-3, 0.5 / PHI, PHI**-2, MIDDLE, 0.5, 1 - MIDDLE, 1 - PHI**-5,
-    ),
-}  # fmt: skip
+    "close, phi^-1 last": (*CLOSE, 1 / PHI),
+    "close, 1 - phi^-3 last": (*CLOSE, 1 - PHI**-3),
+    "close, 1 - phi^-5 last (format version 1)": (*CLOSE, 1 - PHI**-5),
+    "close, 1 - phi^-6 last": (*CLOSE, 1 - PHI**-6),
+}
 PRICES = (0.0, 1 / 32, 1 / 4)
 
 

@@ -67,6 +67,7 @@ def methods() -> list[Method]:
         phi("phi 4+8", (8,), deviation_bits=8),
         phi("phi 4+4 fit=index", (0, 4), fit="index"),
         phi("phi 4+4 fit=deviation", (0, 4), fit="deviation"),
+        phi("phi 4+4 exact", (0, 4), headline=False, exact=True),
         *(phi(f"phi {bits}+4", (0, 4), headline=False, index_bits=bits) for bits in (2, 3, 5, 6)),
         phi("phi 4+4 g32", (0, 4), headline=False, group_size=32),
         phi("phi 4+4 g128", (0, 4), headline=False, group_size=128),

@@ -36,6 +36,8 @@ _QUICK_MATRICES = 4
 _BARS = (
     ("fit=joint, index tier over NF4 absmax", label("phi 4+4", 0), "NF4 absmax g64", 0.9),
     ("fit=joint, 8.25 bits over int8 g64", label("phi 4+4", 4), "int8 g64", 0.9),
+    ("exact=True, index tier over NF4 absmax", label("phi 4+4 exact", 0), "NF4 absmax g64", 0.9),
+    ("exact=True, 8.25 bits over int8 g64", label("phi 4+4 exact", 4), "int8 g64", 0.9),
     ("fit=index, index tier over NF4 absmax", label("phi 4+4 fit=index", 0), "NF4 absmax g64", 1.0),
     ("fit=deviation, 8.25 bits over int8 g64", label("phi 4+4 fit=deviation", 4), "int8 g64", 1.1),
 )
