@@ -162,13 +162,7 @@ class PlaneTensor(TorchAOBaseTensor):
         names = (
             self.tensor_data_names + self.tensor_attribute_names + self.optional_tensor_data_names
         )
-        values = {name: getattr(self, name) for name in names} | changes
-        if torch.is_inference_mode_enabled() and not self.is_inference():
-            # A view of an ordinary tensor counts its versions, which an inference tensor cannot.
-            with torch.inference_mode(False):
-                tensor = type(self)(**values)
-        else:
-            tensor = type(self)(**values)
+        tensor = type(self)(**{name: getattr(self, name) for name in names} | changes)
         tensor.fqn = self.fqn
         return tensor
 

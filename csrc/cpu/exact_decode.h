@@ -19,15 +19,19 @@ struct BitReader {
 // The next `width` bits of every lane, lane after lane.
 template <Dtype stored>
 PHIQUANT_INLINE vi take_bits(BitReader* reader, vi width) {
-  vi result;
+  // Through memory: moving single lanes in and out of registers takes longer.
+  alignas(64) int32_t widths[kLanes], values[kLanes];
+  store(widths, width);
+  int64_t bit = reader->bit;
   for (int i = 0; i < kLanes; i++) {
     uint64_t word;
-    std::memcpy(&word, reader->bytes + (reader->bit >> 3), sizeof word);
-    word >>= reader->bit & 7;
-    result[i] = static_cast<int32_t>(word & ((uint64_t{1} << width[i]) - 1));
-    reader->bit += width[i];
+    std::memcpy(&word, reader->bytes + (bit >> 3), sizeof word);
+    word >>= bit & 7;
+    values[i] = static_cast<int32_t>(word & ((uint64_t{1} << widths[i]) - 1));
+    bit += widths[i];
   }
-  return result;
+  reader->bit = bit;
+  return load<vi>(values);
 }
 
 // One open block of the remainder plane.

@@ -102,7 +102,10 @@ static Status write_row(const RemainderTask& task, const Curve& curve, int64_t r
       writer.to = task.payload + begins[group.column / kBlock];
     }
     for_rests<stored>(task, curve, row, group, [&](int at, const Rest& rest, vi width) {
-      for (int i = 0; i < kLanes; i++) writer.put(static_cast<uint32_t>(rest.rest[i]), width[i]);
+      alignas(64) int32_t widths[kLanes], values[kLanes];
+      store(widths, width);
+      store(values, rest.rest);
+      for (int i = 0; i < kLanes; i++) writer.put(static_cast<uint32_t>(values[i]), widths[i]);
       if (any(rest.astray)) add_exceptions(group.column + at, rest);
     });
     return Status::kOk;

@@ -63,6 +63,14 @@ def _warn_slow(func: Callable[..., Any], tensor: PhiTensor) -> None:
 
 def _dispatch(cls: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
     handler = cls._ATEN_OP_TABLE[cls].get(func)
+    if torch.is_inference_mode_enabled() and func.is_view and not args[0].is_inference():
+        # A view of an ordinary tensor counts its versions, which one of inference mode cannot.
+        with torch.inference_mode(False), torch.no_grad():
+            return _handle(handler, func, types, args, kwargs)
+    return _handle(handler, func, types, args, kwargs)
+
+
+def _handle(handler: Any, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
     if handler is None:
         return decode_and_run(func, args, kwargs)
     return handler(func, types, args, kwargs or {})
