@@ -1,0 +1,234 @@
+"""Copies and comparisons: other dtypes and devices, plain tensors, state dicts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import phiquant
+from phiquant import PhiConfig, PhiTensor
+from tests.aten.support import silently
+from tests.support import DTYPES, compressed, same_bits, weight, with_specials
+
+
+class TestCopies:
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_another_dtype_changes_only_what_it_decodes_to(
+        self, matrix: PhiTensor, dtype: torch.dtype
+    ) -> None:
+        changed = matrix.to(dtype)
+        assert isinstance(changed, PhiTensor)
+        assert (changed.dtype, changed.stored_dtype) == (dtype, torch.float32)
+        assert torch.equal(changed.dequantize(), matrix.dequantize().to(dtype))
+        assert torch.equal(changed.float(), matrix)
+        assert torch.equal(matrix.t().to(dtype).dequantize(), changed.dequantize().t())
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.int8, torch.complex64])
+    def test_dtypes_it_cannot_decode_to(self, matrix: PhiTensor, dtype: torch.dtype) -> None:
+        with pytest.raises(TypeError, match=rf"^block\.weight: .*decodes to bfloat16.*got {dtype}"):
+            matrix.to(dtype)
+
+    def test_models_move(self) -> None:
+        model = nn.Sequential(nn.Linear(128, 16))
+        phiquant.quantize_(model)
+        kept = model[0].weight.dequantize()
+        x = torch.randn(3, 128)
+        for dtype, move in ((torch.float16, model.half), (torch.bfloat16, model.bfloat16)):
+            move()
+            assert model[0].weight.dtype == dtype
+            assert isinstance(model[0].weight, PhiTensor)
+            assert model[0].weight.fqn == "0.weight"
+            assert model(x.to(dtype)).dtype == dtype
+        assert torch.equal(model.float()[0].weight.dequantize(), kept)
+        assert model.to("cpu").cpu()[0].weight.cpu() is model[0].weight
+        with pytest.raises(TypeError, match=r"^0\.weight: a compressed weight decodes to"):
+            model.double()
+        assert model.to("meta")[0].weight.device.type == "meta"
+        assert model(x.to("meta")).shape == (3, 16)
+        roomy = model.to_empty(device="cpu")[0].weight
+        assert isinstance(roomy, PhiTensor)
+        assert roomy.device.type == "cpu"
+
+    def test_a_clone_has_its_own_memory(self, matrix: PhiTensor) -> None:
+        clone = matrix.clone()
+        assert torch.equal(clone, matrix)
+        clone.index_plane.zero_()
+        assert not torch.equal(clone, matrix)
+
+    def test_equal_compares_planes_and_what_reads_them(self, matrix: PhiTensor) -> None:
+        assert torch.equal(matrix, matrix.clone())
+        assert torch.equal(matrix, matrix.dequantize())
+        assert torch.equal(matrix.dequantize(), matrix)
+        for other in (
+            matrix.at(0),
+            matrix.t(),
+            matrix[:8],
+            matrix._with(exponent=-9),
+            compressed(16, 192, group_size=32),
+            PhiTensor.from_hp(weight(16, 192, seed=1)),
+            torch.zeros(16, 192),
+        ):
+            assert not torch.equal(matrix, other)
+
+    def test_a_plain_tensor_takes_decoded_values(self, matrix: PhiTensor) -> None:
+        plain = torch.zeros(16, 192)
+        assert torch.equal(plain.copy_(matrix), matrix.dequantize())
+        plain = torch.zeros(20, 192, dtype=torch.bfloat16)
+        plain[:16] = matrix
+        assert torch.equal(plain[:16], matrix.dequantize().bfloat16())
+
+    @pytest.mark.parametrize(
+        ("source", "why"),
+        [
+            (lambda: weight(16, 192), "is a plain torch.float32 tensor"),
+            (lambda: compressed(16, 128), r"has shape \(16, 128\) instead of \(16, 192\)"),
+            (lambda: compressed(16, 192, index_bits=5), "has index_bits 5 instead of 4"),
+            (lambda: compressed(16, 192, deviation_bits=8), "has deviation_bits 8 instead of 4"),
+            (lambda: compressed(16, 192, grid="golden"), "has grid 'golden' instead of 'phi'"),
+        ],
+    )
+    def test_what_cannot_be_copied_into_it(
+        self, matrix: PhiTensor, source: Callable[[], Tensor], why: str
+    ) -> None:
+        kept = matrix.clone()
+        with pytest.raises(ValueError, match=rf"^block\.weight: cannot be overwritten, .*{why}"):
+            matrix.copy_(source())
+        assert torch.equal(matrix, kept)
+
+    def test_planes_of_another_exponent_leave_aliases_right(self, matrix: PhiTensor) -> None:
+        alias, kept = matrix.detach(), matrix.dequantize()
+        huge = PhiTensor.from_hp(weight(16, 192, seed=1) * 1e6)
+        assert huge.exponent != matrix.exponent
+        matrix.copy_(huge)
+        assert torch.equal(matrix, huge)
+        assert torch.equal(alias.dequantize(), kept)
+
+    def test_an_exact_weight_takes_a_remainder_of_another_size(self) -> None:
+        tensor, other = compressed(8, 600, exact=True), weight(8, 600, seed=1, dtype=torch.float16)
+        alias, kept = tensor.detach(), tensor.dequantize()
+        source = PhiTensor.from_hp(with_specials(other), PhiConfig(exact=True))
+        tensor.copy_(source)
+        assert torch.equal(tensor, source)
+        assert (tensor.dtype, tensor.stored_dtype) == (torch.float32, torch.float16)
+        assert tensor.verify()
+        assert same_bits(alias.dequantize(), kept)
+        same = source.clone()
+        pointer = same.remainder_plane.data_ptr()
+        same.copy_(source)
+        assert same.remainder_plane.data_ptr() == pointer
+
+    def test_an_exact_weight_and_a_lossy_one_do_not_mix(self) -> None:
+        exact, lossy = compressed(8, 600, exact=True), compressed(8, 600)
+        with pytest.raises(ValueError, match="because the source has no remainder; load a plain"):
+            exact.copy_(lossy)
+        with pytest.raises(ValueError, match="the source has a remainder, and this has none"):
+            lossy.copy_(exact)
+
+    def test_a_slice_of_an_exact_weight_cannot_be_overwritten(self) -> None:
+        tensor = compressed(8, 600, exact=True)
+        tensor.fqn = "block.weight"
+        with pytest.raises(RuntimeError, match=r"^block\.weight: a copy into a slice of an exact"):
+            tensor[2:4].copy_(compressed(8, 600, exact=True, fit="index")[4:6])
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    def test_an_exact_weight_of_another_dtype_keeps_its_bits(self, dtype: torch.dtype) -> None:
+        original = weight(4, 600, dtype=torch.bfloat16)
+        tensor = PhiTensor.from_hp(original, PhiConfig(exact=True))
+        changed = tensor.to(dtype)
+        assert changed.stored_dtype == torch.bfloat16
+        assert same_bits(changed.dequantize(), original.to(dtype))
+        assert changed.verify()
+        assert same_bits(changed.bfloat16().dequantize(), original)
+
+    def test_room_for_an_exact_weight(self) -> None:
+        tensor = compressed(4, 600, exact=True)
+        room = torch.empty_like(tensor.to("meta"), device="cpu")
+        assert room.is_exact
+        assert room.copy_(tensor).verify()
+
+    def test_new_tensors_of_its_kind_are_plain(self, matrix: PhiTensor) -> None:
+        def make() -> list[Tensor]:
+            return [
+                torch.zeros_like(matrix),
+                torch.ones_like(matrix, dtype=torch.int8),
+                torch.full_like(matrix, 2.0),
+                torch.randn_like(matrix.t()),
+                matrix.new_zeros(3),
+                matrix.new_full((2, 2), 7.0),
+            ]
+
+        made = silently(make)
+        assert all(type(t) is Tensor for t in made)
+        assert [tuple(t.shape) for t in made] == [(16, 192)] * 3 + [(192, 16), (3,), (2, 2)]
+        assert made[1].dtype == torch.int8
+        assert made[0].is_contiguous()
+        assert torch.equal(made[2], torch.full((16, 192), 2.0))
+
+    def test_values_for_python(self, matrix: PhiTensor) -> None:
+        dense = matrix.dequantize()
+        assert matrix.tolist() == dense.tolist()
+        assert (matrix.numpy() == dense.numpy()).all()
+        assert matrix[3, 5].item() == dense[3, 5].item()
+        assert len(matrix) == 16
+
+
+class TestStateDicts:
+    @pytest.fixture
+    def pair(self) -> tuple[nn.Module, nn.Module]:
+        """Two models of equal layout but different values, one of them with a far exponent."""
+        models = tuple(nn.Sequential(nn.Linear(128, 16)) for _ in range(2))
+        models[0][0].weight.data.mul_(1e6)
+        for model in models:
+            phiquant.quantize_(model)
+        return models
+
+    @pytest.mark.parametrize("assign", [False, True])
+    def test_between_equally_compressed_models(self, pair: Any, assign: bool) -> None:
+        source, target = pair
+        target.load_state_dict(source.state_dict(), strict=True, assign=assign)
+        assert torch.equal(target[0].weight, source[0].weight)
+        assert isinstance(target[0].weight, nn.Parameter)
+        x = torch.randn(3, 128)
+        assert torch.equal(target(x), source(x))
+
+    def test_of_different_dtypes(self) -> None:
+        source, target = nn.Linear(128, 16).bfloat16(), nn.Linear(128, 16)
+        for model in (source, target):
+            phiquant.quantize_(model)
+        target.load_state_dict(source.state_dict())
+        assert target.weight.dtype == torch.float32
+        assert torch.equal(target.weight.dequantize().bfloat16(), source.weight.dequantize())
+
+    def test_a_plain_checkpoint_does_not_fit(self, pair: Any) -> None:
+        with pytest.raises(RuntimeError, match=r"load a plain checkpoint before compressing"):
+            pair[1].load_state_dict(nn.Sequential(nn.Linear(128, 16)).state_dict())
+
+    def test_a_compressed_checkpoint_decodes_into_a_plain_model(self, pair: Any) -> None:
+        plain = nn.Sequential(nn.Linear(128, 16))
+        plain.load_state_dict(pair[0].state_dict())
+        assert torch.equal(plain[0].weight, pair[0][0].weight.dequantize())
+
+    def test_assigning_into_a_plain_model(self, pair: Any) -> None:
+        with torch.device("meta"):
+            plain = nn.Sequential(nn.Linear(128, 16))
+        with pytest.raises(RuntimeError, match=r"model\.requires_grad_\(False\) first"):
+            plain.load_state_dict(pair[0].state_dict(), assign=True)
+        plain.requires_grad_(False).load_state_dict(pair[0].state_dict(), assign=True)
+        x = torch.randn(3, 128)
+        assert torch.equal(plain(x), pair[0](x))
+
+    def test_a_functional_call_takes_it(self, pair: Any) -> None:
+        x = torch.randn(3, 128)
+        plain = nn.Sequential(nn.Linear(128, 16))
+        called = torch.func.functional_call(plain, pair[0].state_dict(), (x,))
+        assert torch.equal(called, pair[0](x))
+
+    def test_different_configurations_do_not_fit(self, pair: Any) -> None:
+        other = nn.Sequential(nn.Linear(128, 16))
+        phiquant.quantize_(other, PhiConfig(index_bits=5))
+        with pytest.raises(RuntimeError, match="has index_bits 5 instead of 4"):
+            pair[0].load_state_dict(other.state_dict())
