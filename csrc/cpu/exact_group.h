@@ -27,13 +27,12 @@ PHIQUANT_INLINE void for_subcells(const Layout& layout, const Planes& planes, co
                                   const Curve& curve, const ExactGroup& group, Use use) {
   Codes codes;
   read_codes(layout, planes, group.group, &codes);
-  const float line = curve.line[group.bend], cubic = curve.cubic[group.bend];
+  const Steps steps = Steps::of(layout, curve.line[group.bend], curve.cubic[group.bend]);
   const float scale = __builtin_fabsf(group.scale);
   for (int at = 0; at < group.count; at += kLanes) {
     const Sides sides = sides_of(layout, join_codes(layout, codes, at));
-    const Subcells cells = table == nullptr
-                               ? phi_subcells<stored>(layout, sides, line, cubic, scale)
-                               : golden_subcells<stored>(layout, sides, table, scale);
+    const Subcells cells = table == nullptr ? phi_subcells<stored>(steps, sides, scale)
+                                            : golden_subcells<stored>(layout, sides, table, scale);
     use(at, sides, cells, bit_length(cells.spare) & (lane_numbers() + at < group.count));
   }
 }

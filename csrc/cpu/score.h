@@ -103,11 +103,10 @@ enum class Priced { kFloat32, kBFloat16, kFloat16, kNone };
 
 // The bits of remainders of weights in these sub-cells of the phi-grid.
 template <Priced priced>
-PHIQUANT_INLINE vi widths(const PhiSearch& search, const Trial& trial, const Sides& sides) {
+PHIQUANT_INLINE vi widths(const Steps& steps, const Trial& trial, const Sides& sides) {
   if constexpr (priced == Priced::kNone) return vi{};
   constexpr Dtype stored = static_cast<Dtype>(priced);
-  return bit_length(
-      phi_subcells<stored>(search.layout, sides, trial.line, trial.cubic, trial.scale).spare);
+  return bit_length(phi_subcells<stored>(steps, sides, trial.scale).spare);
 }
 
 // From exact codes: for any group, scale and weight.
@@ -115,6 +114,7 @@ template <bool index, bool deepest, bool weighted, Priced priced>
 static Errors exact_errors(const PhiSearch& search, const Group& group, const Trial& trial) {
   const Layout& layout = search.layout;
   const float first = static_cast<float>(half_of(layout)) - 0.5f;
+  const Steps steps = Steps::of(layout, trial.line, trial.cubic);
   alignas(64) float of_index[kLargestGroup], of_deepest[kLargestGroup];
   vi bits{};
   for (int at = 0; at < layout.group_size; at += kLanes) {
@@ -123,7 +123,7 @@ static Errors exact_errors(const PhiSearch& search, const Group& group, const Tr
     const vi code = find_codes(search, trial, turned);
     const vf centre = (to_float(code) + 0.5f) * sub_cell_width(layout) - first;
     const vf cell = to_float(code >> layout.deviation_bits) - (first - 0.5f);
-    bits += widths<priced>(search, trial, sides_of(layout, code)) & load<vi>(group.counted + at);
+    bits += widths<priced>(steps, trial, sides_of(layout, code)) & load<vi>(group.counted + at);
     store(of_deepest + at, (decoded(trial, centre) - turned) * group.unit);
     store(of_index + at, (decoded(trial, cell) - turned) * group.unit);
   }
@@ -138,11 +138,9 @@ template <bool index, bool deepest, bool weighted, Priced priced>
 PHIQUANT_INLINE bool quick_errors(const PhiSearch& search, const Group& group, const Trial& trial,
                                   Errors* out) {
   const int d = search.layout.deviation_bits, half_cell = d == 0 ? 0 : 1 << (d - 1);
-  // Powers of two: the curve on sub-cells rounds as it does on cells.
-  const float width = power_of_two(-d), line = trial.line * width;
-  const float cubic = trial.cubic * width * width * width, reciprocal = 1.0f / trial.scale;
+  const Steps steps = Steps::of(search.layout, trial.line, trial.cubic);
+  const float reciprocal = 1.0f / trial.scale;
   const vi turned = vi{} - (trial.negative ? 1 : 0);
-  const vi outermost = splat(search.last_code - search.zero_code);
   vf index_sum[kParts]{}, deepest_sum[kParts]{}, furthest{};
   vi bits{};
   for (int at = 0; at < search.layout.group_size; at += kSumLanes) {
@@ -154,12 +152,12 @@ PHIQUANT_INLINE bool quick_errors(const PhiSearch& search, const Group& group, c
       const vf centre = to_float(whole) + 0.5f;
       furthest = maximum(furthest, absolute(place - centre));
       if constexpr (priced != Priced::kNone) {
-        const vi below = (load<vi>(group.weight + here) < 0) ^ turned;
-        const Sides sides{whole, below, whole == outermost};
-        bits += widths<priced>(search, trial, sides) & load<vi>(group.counted + here);
+        // No covered weight reaches the last sub-cell: it begins at K + 1/4 or above.
+        const Sides sides{whole, load<vi>(group.weight + here) >> 31 ^ turned, vi{}};
+        bits += widths<priced>(steps, trial, sides) & load<vi>(group.counted + here);
       }
       if (deepest) {
-        const vf level = ((centre * centre) * cubic + line) * centre;
+        const vf level = ((centre * centre) * steps.cubic + steps.line) * centre;
         deepest_sum[part] += square<weighted>(group, here, level * trial.scale - size);
       }
       if (index) {

@@ -27,13 +27,16 @@ PHIQUANT_INLINE vi first_rank(vf edge, vi beyond) {
   return rank > infinity ? infinity : rank;
 }
 
+PHIQUANT_INLINE vi larger(vi a, vi b) { return a > b ? a : b; }
+
 // Between the edges `inner` and `outer`, >= 0, of which `inner` is nearer to zero. Below zero (a
-// mask) a sub-cell holds its outer edge and not its inner one; the last of all holds both.
+// mask) a sub-cell holds its outer edge and not its inner one, but for zero; the last holds both.
 template <Dtype stored>
 PHIQUANT_INLINE Subcells subcells_between(vf inner, vf outer, vi below, vi last) {
-  const vi first = first_rank<stored>(inner, below & (inner > 0.0f));
+  const vi beyond = larger(below, -(vi)inner);  // the mask where inner > 0
+  const vi first = first_rank<stored>(inner, beyond);
   const vi spare = first_rank<stored>(outer, below | last) - first - 1;
-  return {first, spare > 0 ? spare : vi{}};
+  return {first, larger(spare, vi{})};
 }
 
 // Sub-cells by their number from zero outwards, the same on both sides since the grids are odd.
@@ -44,22 +47,27 @@ struct Sides {
 };
 
 PHIQUANT_INLINE Sides sides_of(const Layout& layout, vi code) {
-  const int32_t zero = zero_code_of(layout), last = (1 << code_bits(layout)) - 1;
-  const vi below = code < zero;
-  return {below ? zero - 1 - code : code - zero, below, code == last};
+  const vi place = code - zero_code_of(layout), below = place >> 31;
+  return {place ^ below, below, code == (1 << code_bits(layout)) - 1};
 }
+
+// The phi-grid's coefficients on sub-cells instead of cells: powers of two, so that all rounds as
+// it does on cells.
+struct Steps {
+  float line, cubic;
+
+  static PHIQUANT_MEMBER Steps of(const Layout& layout, float line, float cubic) {
+    const float width = power_of_two(-layout.deviation_bits);
+    return {line * width, cubic * width * width * width};
+  }
+};
 
 // On the phi-grid at `scale` > 0.
 template <Dtype stored>
-PHIQUANT_INLINE Subcells phi_subcells(const Layout& layout, const Sides& sides, float line,
-                                      float cubic, float scale) {
-  const vf width = splat(power_of_two(-layout.deviation_bits));
-  const auto edge = [&](vi number) {
-    const vf p = to_float(number) * width;
-    return ((p * p) * cubic + line) * p * scale;
-  };
-  return subcells_between<stored>(edge(sides.number), edge(sides.number + 1), sides.below,
-                                  sides.last);
+PHIQUANT_INLINE Subcells phi_subcells(const Steps& steps, const Sides& sides, float scale) {
+  const auto edge = [&](vf n) { return ((n * n) * steps.cubic + steps.line) * n * scale; };
+  const vf number = to_float(sides.number);
+  return subcells_between<stored>(edge(number), edge(number + 1.0f), sides.below, sides.last);
 }
 
 // On the golden grid; `table` holds its edges, code by code.
