@@ -58,10 +58,14 @@ PHIQUANT_INLINE float sum_lanes(const vf parts[kParts]) {
   return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
+typedef int32_t v4i __attribute__((vector_size(16)));
+
 PHIQUANT_INLINE int64_t sum_integers(vi value) {
-  int64_t sum = 0;
-  for (int i = 0; i < kLanes; i++) sum += value[i];
-  return sum;
+  v4i quarter[kLanes / 4];
+  std::memcpy(quarter, &value, sizeof quarter);
+  v4i four = quarter[0];
+  for (int i = 1; i < kLanes / 4; i++) four += quarter[i];
+  return (int64_t{four[0]} + four[1]) + (int64_t{four[2]} + four[3]);
 }
 
 // The largest of all lanes.
