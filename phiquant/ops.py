@@ -142,6 +142,8 @@ def _fake_embedding(indices: Tensor, index: Tensor, *arguments: Any) -> Tensor:
 
 
 def _check_stored(weight: Tensor, layout: Layout) -> None:
+    if layout.stored_dtype is None:
+        raise ValueError(f"stored_dtype: expected {weight.dtype}, as the weight, got None")
     if weight.dtype != layout.stored_dtype:
         raise ValueError(f"weight: expected {layout.stored_dtype}, as stored, got {weight.dtype}")
 

@@ -169,5 +169,8 @@ def test_weights_that_are_not_stored_exactly_are_refused() -> None:
     layout = Layout(128, stored_dtype=torch.bfloat16)
     with pytest.raises(ValueError, match=r"expected torch.bfloat16, as stored, got torch.float32"):
         phi.encode(weight(2, 128), None, *settings(layout), "joint")
+    lossy = compiled_exact(weight(2, 128, dtype=torch.bfloat16), layout)[:4]
+    with pytest.raises(ValueError, match=r"stored_dtype: expected torch.float32.* got None"):
+        phi.encode_remainder(weight(2, 128), *lossy, *settings(layout.without_remainder))
     with pytest.raises(ValueError, match="needs exact=True"):
         phi.encode(weight(2, 128), None, *settings(layout.without_remainder), "exact")

@@ -42,7 +42,10 @@ inline std::tuple<Tensor, Tensor, Tensor, Tensor> encode_remainder(
   const Shape leading = leading_of("weight", weight);
   const Layout layout =
       make_layout(weight.sizes().back(), index_bits, deviation_bits, group_size, grid, exponent);
-  if (!stored_dtype.has_value()) fail("weight: expected None, as stored, got a weight");
+  if (!stored_dtype.has_value()) {
+    fail("stored_dtype: expected " + dtype_text(weight.scalar_type()) +
+         ", as the weight, got None");
+  }
   check_stored(weight, layout, stored_dtype);
   check_cpu("weight", weight);
   const GivenPlanes given{index,        deviation,    deviation_low, scale,
