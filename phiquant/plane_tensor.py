@@ -18,6 +18,8 @@ class PlaneTensor(TorchAOBaseTensor):
 
     The constructor takes planes as :class:`phiquant.codec.Planes` describes them, the attributes of
     :class:`phiquant.codec.Layout`, and the checksum, uint8 ``[16]``, of an exact weight.
+    ``column_shape`` unfolds the columns where they are several dimensions, as those of a
+    convolution's weight: ``[rows, *column_shape]``; empty if they are one.
     """
 
     tensor_data_names: ClassVar[list[str]] = ["index_plane", "scale_plane"]
@@ -41,6 +43,7 @@ class PlaneTensor(TorchAOBaseTensor):
         "stored_dtype",
         "dtype",
         "transposed",
+        "column_shape",
     ]
 
     fqn: str | None = None
@@ -59,6 +62,7 @@ class PlaneTensor(TorchAOBaseTensor):
         stored_dtype: torch.dtype,
         dtype: torch.dtype,
         transposed: bool = False,
+        column_shape: tuple[int, ...] = (),
         deviation_plane: Tensor | None = None,
         deviation_low_plane: Tensor | None = None,
         remainder_plane: Tensor | None = None,
@@ -67,7 +71,7 @@ class PlaneTensor(TorchAOBaseTensor):
         exception_plane: Tensor | None = None,
         checksum_plane: Tensor | None = None,
     ) -> Self:
-        shape = [*scale_plane.shape[:-1], columns]
+        shape = [*scale_plane.shape[:-1], *(column_shape or (columns,))]
         strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
         if transposed:
             shape[-2:], strides[-2:] = shape[:-3:-1], strides[:-3:-1]
@@ -89,6 +93,7 @@ class PlaneTensor(TorchAOBaseTensor):
         stored_dtype: torch.dtype,
         dtype: torch.dtype,
         transposed: bool = False,
+        column_shape: tuple[int, ...] = (),
         deviation_plane: Tensor | None = None,
         deviation_low_plane: Tensor | None = None,
         remainder_plane: Tensor | None = None,
@@ -106,6 +111,7 @@ class PlaneTensor(TorchAOBaseTensor):
         self.index_bits, self.deviation_bits = index_bits, deviation_bits
         self.group_size, self.grid, self.exponent = group_size, grid, exponent
         self.fit, self.stored_dtype, self.transposed = fit, stored_dtype, transposed
+        self.column_shape = tuple(column_shape)
 
     @property
     def planes(self) -> Planes:
