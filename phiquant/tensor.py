@@ -14,6 +14,7 @@ from phiquant.checks import check_importance, check_weight
 from phiquant.codec import exponent_for
 from phiquant.config import PhiConfig
 from phiquant.plane_tensor import PlaneTensor, named
+from phiquant.storage import Storage
 
 
 class PhiTensor(PlaneTensor):
@@ -21,7 +22,8 @@ class PhiTensor(PlaneTensor):
 
     Make one with :meth:`from_hp`. ``stored_dtype`` is the dtype that was encoded and never changes;
     ``dtype`` is what the tensor claims and decodes to. ``transposed`` swaps the last two dimensions
-    of the view without touching the planes. ``fqn``, if set, is what messages call it.
+    of the view without touching the planes; ``column_shape`` unfolds the columns. ``fqn``, if set,
+    is what messages call it.
 
     A tensor with a remainder is *exact*: it decodes to the original, bit for bit in
     ``stored_dtype`` (or one that is wider), rounded once in a narrower ``dtype``.
@@ -40,6 +42,8 @@ group_size=64, grid='phi', dtype=torch.float32, device='cpu')
         *,
         importance: Tensor | None = None,
         name: str = "weight",
+        transposed: bool = False,
+        column_dims: int = 1,
     ) -> PhiTensor:
         """Compress a high-precision weight.
 
@@ -48,24 +52,30 @@ group_size=64, grid='phi', dtype=torch.float32, device='cpu')
         ``stored_dtype`` is then narrower than ``dtype``.
 
         Args:
-            weight: bf16, fp16 or fp32 ``[..., rows, columns]``, with at least 2 dimensions; finite,
-                unless the config is exact.
+            weight: bf16, fp16 or fp32 ``[..., rows, columns]``, with at least 2 dimensions (but see
+                ``transposed`` and ``column_dims``); finite, unless the config is exact.
             config: how; the default is ``PhiConfig()``.
             importance: fp32 ``[columns]``, non-negative weights of the squared error that the
                 choice of sign and bend minimises (for example the mean square of the inputs).
             name: what to call the weight in messages.
+            transposed: the weight is ``[..., columns, rows]``, as GPT-2's ``[in, out]``.
+            column_dims: how many of its last dimensions make up the columns: 3 for the
+                ``[out, in, height, width]`` of a ``Conv2d``. The tensor keeps the weight's shape.
 
         Raises:
             TypeError: the weight is no plain tensor of a supported floating-point dtype.
             ValueError: the weight is empty, not dense, has fewer than 2 dimensions, is on the meta
-                device or holds NaN or infinity without ``exact=True``; or the importance has
-                another shape or a value that is negative or not finite.
+                device or holds NaN or infinity without ``exact=True``; the importance has another
+                shape or a value that is negative or not finite; or the weight has not more
+                dimensions than ``column_dims``, which is 1 for a transposed one.
         """
         config = PhiConfig.checked(config)
         if isinstance(weight, PhiTensor):
             raise TypeError(f"{name}: is compressed already; use .dequantize() to start anew")
         exponent = exponent_for(check_weight(weight, name, config.exact))
-        stored = weight.detach().contiguous()
+        storage = Storage(transposed, column_dims)
+        storage.check(weight, name)
+        stored = storage.apply(weight.detach())
         stored = encoding.narrowed(stored) if config.exact else stored
         layout = config.layout(stored.shape[-1], exponent, stored.dtype if config.exact else None)
         check_importance(importance, layout.columns)
@@ -75,6 +85,8 @@ group_size=64, grid='phi', dtype=torch.float32, device='cpu')
             **named(planes),
             **attributes,
             fit=config.fit,
+            transposed=transposed,
+            column_shape=storage.column_shape(tuple(weight.shape)),
             checksum_plane=checksum.of_weight(stored) if config.exact else None,
         )
         tensor.fqn = name
@@ -93,6 +105,8 @@ group_size=64, grid='phi', dtype=torch.float32, device='cpu')
             )
         except ValueError as error:
             raise self.blame(error) from error
+        if self.column_shape:
+            return weight.unflatten(-1, self.column_shape)
         return weight.transpose(-2, -1) if self.transposed else weight
 
     def at(self, deviation_bits: int) -> PhiTensor:
@@ -160,7 +174,7 @@ group_size=64, grid='phi', dtype=torch.float32, device='cpu')
 
     def _decoded_parts(self) -> Iterator[Tensor]:
         """The stored weight in its stored dtype, some rows at a time."""
-        rows = self._with(transposed=False).view(-1, self.columns)
+        rows = self._with(transposed=False, column_shape=()).view(-1, self.columns)
         step = max(1, checksum.PART // self.columns)
         for start in range(0, rows.shape[0], step):
             yield rows[start : start + step].dequantize(self.stored_dtype)
