@@ -3,8 +3,12 @@
 from typing import TYPE_CHECKING, Any
 
 from phiquant import aten as aten  # registers PhiTensor's operations
+from phiquant.checkpoint import Checkpoint, CheckpointError, load, save
+from phiquant.checkpoint import open_checkpoint as open
 from phiquant.config import PhiConfig
+from phiquant.dequantize import dequantize_
 from phiquant.integrations import autoload as _autoload
+from phiquant.offload import offload_
 from phiquant.precision import at_precision, view
 from phiquant.quantize import preview, quantize_
 from phiquant.report import Report
@@ -16,13 +20,20 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "Checkpoint",
+    "CheckpointError",
     "PhiConfig",
     "PhiTensor",
     "Report",
     "Verification",
     "at_precision",
+    "dequantize_",
+    "load",
+    "open",
+    "offload_",
     "preview",
     "quantize_",
+    "save",
     "verify",
     "view",
 ]

@@ -33,7 +33,7 @@ def test_it_touches_neither_transformers_nor_cuda() -> None:
         torch.cuda._lazy_init = torch._C._cuda_init = refuse
         import phiquant
         assert not torch.cuda.is_initialized()
-        heavy = {"transformers", "accelerate", "numpy", "safetensors", "pandas", "scipy"}
+        heavy = {"transformers", "accelerate", "numpy", "click", "pandas", "scipy"}
         print(sorted(heavy & {name.partition(".")[0] for name in set(sys.modules) - before}))
         """
     )

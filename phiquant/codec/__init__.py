@@ -2,6 +2,7 @@
 
 from phiquant.codec.decode import decode
 from phiquant.codec.encode import FITS, encode, encode_remainder
+from phiquant.codec.joins import join, shift_exponent
 from phiquant.codec.layout import DTYPES, GROUP_SIZES, Layout, Planes
 from phiquant.codec.packing import pack, unpack
 from phiquant.codec.scales import exponent_for, read_words
@@ -21,8 +22,10 @@ __all__ = [
     "encode",
     "encode_remainder",
     "exponent_for",
+    "join",
     "pack",
     "pick_rows",
     "read_words",
+    "shift_exponent",
     "unpack",
 ]

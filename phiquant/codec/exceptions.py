@@ -31,7 +31,7 @@ def put(weight: Tensor, exceptions: Tensor | None, rows: Tensor | None = None) -
     """
     if exceptions is None or exceptions.shape[0] == 0 or weight.numel() == 0:
         return weight
-    _check(exceptions)
+    check(exceptions)
     places, bits = (part.contiguous() for part in exceptions.unbind(-1))
     flat, columns = weight.reshape(-1, weight.shape[-1]).clone(), weight.shape[-1]
     here = torch.arange(flat.shape[0], device=flat.device) if rows is None else rows.flatten()
@@ -42,7 +42,8 @@ def put(weight: Tensor, exceptions: Tensor | None, rows: Tensor | None = None) -
     return flat.view(weight.shape)
 
 
-def _check(exceptions: Tensor) -> None:
+def check(exceptions: Tensor) -> None:
+    """Raise ValueError unless places ascend from 0 on, and each has 32 bits."""
     places, bits = exceptions.unbind(-1)
     if bool((places < 0).any() | (places.diff() < 0).any() | (bits < 0).any() | (bits >> 32).any()):
         raise ValueError(

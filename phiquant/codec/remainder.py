@@ -141,15 +141,21 @@ def decode(planes: Planes, cells_of: Subcells, dtype: torch.dtype) -> Tensor:
 
 def check_blocks(planes: Planes, begins: Tensor, sizes: Tensor) -> None:
     """Raise ValueError unless every block is inside of the plane, and begins where one ends."""
-    assert planes.remainder is not None
     assert planes.starts is not None
-    end = planes.remainder.numel() - PADDING
-    outside = (begins < 0) | (begins > end - sizes)  # begins + sizes may overflow
-    _check_none(outside, "is not inside of the remainder plane")
+    end = check_inside(planes, begins, sizes)
     if planes.starts.numel() != begins.numel():
         after = torch.cat([begins.flatten()[1:], begins.new_tensor([end])])
         message = "does not end where the next one begins"
         _check_none((begins + sizes).flatten() != after, message)
+
+
+def check_inside(planes: Planes, begins: Tensor, sizes: Tensor | int = 0) -> int:
+    """Raise ValueError unless every block is inside of the plane; returns where the plane ends."""
+    assert planes.remainder is not None
+    end = planes.remainder.numel() - PADDING
+    outside = (begins < 0) | (begins > end - sizes)  # begins + sizes may overflow
+    _check_none(outside, "is not inside of the remainder plane")
+    return end
 
 
 def _check_none(bad: Tensor, what: str) -> None:

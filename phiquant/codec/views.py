@@ -122,7 +122,7 @@ def _with_blocks(lossy: Planes, planes: Planes, blocks: Tensor) -> Planes:
         if narrowed is not None:
             payload, begins = narrowed
             follow = _is_tight(planes) and bool((steps == 1).all())
-            if follow and (tight := _tight(begins)) is not None:
+            if follow and (tight := tightened(begins)) is not None:
                 return lossy._replace(remainder=payload, offsets=tight[0], starts=tight[1])
     elif _is_eager(planes):
         payload = payload[:PADDING]
@@ -172,7 +172,7 @@ def _narrowed(planes: Planes, begins: Tensor, last: int) -> tuple[Tensor, Tensor
     return planes.remainder[first : stop + PADDING], begins - first
 
 
-def _tight(begins: Tensor) -> tuple[Tensor, Tensor] | None:
+def tightened(begins: Tensor) -> tuple[Tensor, Tensor] | None:
     """Begins of blocks that follow each other as offsets and starts; None if they are too far."""
     flat = begins.flatten()
     starts = flat[::BLOCKS_PER_START].clone()
