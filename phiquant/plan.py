@@ -6,14 +6,16 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.nn.utils import parametrize
 
 from phiquant.checks import why_not_compressible
 from phiquant.config import PhiConfig
+from phiquant.layers import storage_of, why_not_place
+from phiquant.storage import ROWS_AND_COLUMNS, Storage
 from phiquant.tensor import PhiTensor
 
 Filter = Callable[[nn.Module, str], bool]
@@ -21,7 +23,6 @@ ALLOWED_GROWTH = 0.1  # bits a weight that an exact form may take more than the 
 # Bits a weight of exact forms, offsets and scales counted: 11.3 was measured with 4 + 4 bits on
 # MiniLM in bf16, and every further bit of the mantissa adds one, because it is noise.
 EXACT_BITS = {torch.bfloat16: 11.3, torch.float16: 14.3, torch.float32: 27.3}
-_RECOMPUTED = ("weight_g", "weight_v", "weight_orig")  # of weight_norm, spectral_norm and pruning
 
 
 @dataclass
@@ -29,6 +30,7 @@ class Slot:
     """One parameter and every place that holds it.
 
     config: how to compress it, or None with the ``reason`` why not.
+    storage: how its dimensions lie in the planes.
     measured_bytes: what the compressed form takes, once there is one whose size was not known.
     """
 
@@ -38,8 +40,27 @@ class Slot:
     owners: list[tuple[nn.Module, str]] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     config: PhiConfig | None = None
+    storage: Storage = ROWS_AND_COLUMNS
     reason: str = ""
     measured_bytes: int | None = None
+
+    @classmethod
+    def of(cls, parameter: nn.Parameter) -> Slot:
+        shape = () if is_lazy(parameter) else tuple(parameter.shape)
+        return cls(parameter, shape, parameter.dtype)
+
+    def add(self, module: nn.Module, leaf: str, name: str) -> str:
+        """One more place that holds it; returns why it cannot be compressed there, if so."""
+        self.owners.append((module, leaf))
+        self.names.append(name)
+        assert self.parameter is not None
+        if reason := why_not_place(module, leaf) or why_not_value(self.parameter):
+            return reason
+        storage = storage_of(module, leaf)
+        if len(self.owners) > 1 and storage != self.storage:
+            return f"{type(module).__name__} would store it another way than {self.names[0]}"
+        self.storage = storage
+        return ""
 
     @property
     def bytes(self) -> int:
@@ -65,10 +86,11 @@ class Slot:
         """Bytes of the planes that the shape determines; 0 if there is nothing to compress."""
         if self.config is None:
             return 0
-        layout = self.config.layout(self.shape[-1], 0)
+        *rows, columns = self.storage.shape(self.shape)
+        layout = self.config.layout(columns, 0)
         bits = (layout.index_bits, layout.high_bits, layout.low_bits)
         row = sum(layout.row_bytes(b) for b in bits) + 2 * layout.groups
-        return row * math.prod(self.shape[:-1])
+        return row * math.prod(rows)
 
 
 def plan(model: nn.Module, config: PhiConfig, filter_fn: Filter | None) -> list[Slot]:
@@ -85,46 +107,35 @@ def plan(model: nn.Module, config: PhiConfig, filter_fn: Filter | None) -> list[
     heads = _output_heads(model)
     for prefix, module in model.named_modules():
         for leaf, parameter in module.named_parameters(recurse=False):
-            slot = slots.get(id(parameter))
-            if slot is None:
-                shape = () if is_lazy(parameter) else tuple(parameter.shape)
-                slot = slots[id(parameter)] = Slot(parameter, shape, parameter.dtype)
+            slot = slots.setdefault(id(parameter), Slot.of(parameter))
             name = f"{prefix}.{leaf}" if prefix else leaf
-            slot.owners.append((module, leaf))
-            slot.names.append(name)
-            reason = why_not_place(module, leaf) or why_not_value(parameter)
+            reason = slot.add(module, leaf, name)
             if not reason and filter_fn is not None and not filter_fn(module, prefix):
                 reason = "left out by filter_fn"
             slot.reason = slot.reason or (f"{name}: {reason}" if reason else "")
     for slot in slots.values():
+        if len(slot.owners) == 1:
+            slot.reason = slot.reason.partition(": ")[2]
         _decide(slot, config, heads)
     return list(slots.values())
 
 
+def plan_one(module: nn.Module, leaf: str, config: PhiConfig) -> Slot:
+    """One parameter of a module, as :func:`plan` decides where no other module shares it."""
+    parameter = cast(nn.Parameter, getattr(module, leaf))
+    slot = Slot.of(parameter)
+    slot.reason = slot.add(module, leaf, leaf)
+    _decide(slot, config, set())
+    return slot
+
+
 def _decide(slot: Slot, config: PhiConfig, heads: set[nn.Module]) -> None:
     if slot.reason:
-        if len(slot.owners) == 1:
-            slot.reason = slot.reason.partition(": ")[2]
         return
     wide = any(isinstance(m, nn.Embedding) or m in heads for m, _ in slot.owners)
-    chosen = config.for_embedding() if wide else config
-    slot.reason = why_not_smaller(slot.shape, slot.dtype, chosen)
-    slot.config = None if slot.reason else chosen
-
-
-def why_not_place(module: nn.Module, leaf: str) -> str:
-    """Why a parameter of this name in this module cannot be compressed; empty if it can."""
-    if isinstance(module, parametrize.ParametrizationList) or leaf in _RECOMPUTED:
-        return "the weight is computed from it (parametrization, weight_norm, pruning); remove that"
-    if not isinstance(module, nn.Linear | nn.Embedding):
-        return f"{type(module).__name__} is not supported yet"
-    if leaf != "weight":
-        return f"a {leaf} is not a weight matrix"
-    if parametrize.is_parametrized(module):
-        return "the module is parametrized; remove the parametrization first"
-    if isinstance(module, nn.Embedding) and module.max_norm is not None:
-        return "an embedding with max_norm writes to its weight"
-    return ""
+    slot.config = config.for_embedding() if wide else config
+    slot.reason = why_not_smaller(slot)
+    slot.config = None if slot.reason else slot.config
 
 
 def why_not_value(parameter: Tensor) -> str:
@@ -138,11 +149,12 @@ def why_not_value(parameter: Tensor) -> str:
     return why_not_compressible(parameter)
 
 
-def why_not_smaller(shape: tuple[int, ...], dtype: torch.dtype, config: PhiConfig) -> str:
+def why_not_smaller(slot: Slot) -> str:
     """Why compression would not pay, from the shape alone; empty if it does or may."""
-    if Slot(None, shape, dtype, config=config).lossy_bytes < Slot(None, shape, dtype).bytes:
+    if slot.config is None or slot.lossy_bytes < slot.bytes:
         return ""
-    return f"would not shrink (rows of {shape[-1]} in groups of {config.group_size})"
+    columns = slot.storage.shape(slot.shape)[-1]
+    return f"would not shrink (rows of {columns} in groups of {slot.config.group_size})"
 
 
 def why_it_grew(tensor: PhiTensor, dtype: torch.dtype) -> str:

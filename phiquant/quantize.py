@@ -21,12 +21,11 @@ from phiquant.plan import (
     Filter,
     Slot,
     plan,
+    plan_one,
     why_it_grew,
-    why_not_place,
-    why_not_smaller,
-    why_not_value,
 )
 from phiquant.report import Compressed, Report, Skipped
+from phiquant.storage import ROWS_AND_COLUMNS, Storage
 from phiquant.tensor import PhiTensor
 
 log = logging.getLogger("phiquant")
@@ -52,7 +51,10 @@ def quantize_(
     *,
     progress: bool | None = None,
 ) -> Report:
-    """Compress the Linear and Embedding weights of ``model`` in place.
+    """Compress the weights of ``model`` in place.
+
+    Those of Linear, Embedding, Conv, ConvTranspose and MultiheadAttention modules, and in
+    transformers models those of Conv1D modules and of experts that are kept in one parameter.
 
     Parameters that are shared stay shared. Embeddings and a transformers model's output head keep
     at least 4 deviation bits. Each original is freed before the next is compressed. Calling it
@@ -94,7 +96,7 @@ def quantize_(
                 freed.add(slot.bytes)
                 bar.update(slot.bytes)
     freed.give_back()
-    _leave_nested_path(model)
+    leave_nested_path(model)
     log.info("%s", report.summary)
     return report
 
@@ -129,7 +131,7 @@ def _compress(slot: Slot) -> float | None:
     if slot.config is None or slot.parameter is None:
         return None
     parameter, slot.parameter = slot.parameter, None  # this was the last name of the original
-    outcome = compress_parameter(parameter, slot.config, slot.names[0])
+    outcome = compress_parameter(parameter, slot.config, slot.names[0], slot.storage)
     if outcome.parameter is None:
         slot.parameter, slot.config, slot.reason = parameter, None, outcome.reason
         return None
@@ -140,7 +142,7 @@ def _compress(slot: Slot) -> float | None:
     return outcome.relative_error
 
 
-def _leave_nested_path(model: nn.Module) -> None:
+def leave_nested_path(model: nn.Module) -> None:
     """Keep nn.TransformerEncoder from nested tensors, which only its fused path can take."""
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoder) and any(
@@ -149,14 +151,16 @@ def _leave_nested_path(model: nn.Module) -> None:
             module.use_nested_tensor = False
 
 
-def compress_parameter(weight: Tensor, config: PhiConfig, name: str) -> Outcome:
+def compress_parameter(
+    weight: Tensor, config: PhiConfig, name: str, storage: Storage = ROWS_AND_COLUMNS
+) -> Outcome:
     """Compress ``weight`` and hold the result against it; an exact form may be too large to keep.
 
     Raises:
         TypeError, ValueError: as :meth:`PhiTensor.from_hp`.
         RuntimeError: an exact form does not decode to the weight.
     """
-    tensor = PhiTensor.from_hp(weight, config, name=name)
+    tensor = PhiTensor.from_hp(weight, config, name=name, **storage._asdict())
     if reason := why_it_grew(tensor, weight.dtype):
         return Outcome(None, reason=reason)
     if config.exact:
@@ -191,11 +195,17 @@ def relative_error(original: Tensor, compressed: Tensor) -> float:
 def _parts(
     original: Tensor, compressed: PhiTensor, dtype: torch.dtype
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Some rows at a time of the original, and the same rows decoded."""
-    rows = max(1, PART * original.shape[0] // original.numel())
-    for start in range(0, original.shape[0], rows):
-        part = cast(PhiTensor, compressed[start : start + rows])
-        yield original[start : start + rows], part.dequantize(dtype)
+    """Some rows at a time of the original as it is stored, and the same rows decoded."""
+    if compressed.scale_plane.dim() > 2:  # experts
+        for place in range(original.shape[0]):
+            yield from _parts(original[place], cast(PhiTensor, compressed[place]), dtype)
+        return
+    if compressed.transposed:
+        original, compressed = original.t(), cast(PhiTensor, compressed.t())
+    step = max(1, PART // compressed.columns)
+    for start in range(0, original.shape[0], step):
+        part = cast(PhiTensor, compressed[start : start + step])
+        yield original[start : start + step], part.dequantize(dtype)
 
 
 def _add(report: Report, slot: Slot, error: float | None) -> None:
@@ -217,15 +227,10 @@ def _transform(
     if not isinstance(parameter, nn.Parameter) or isinstance(parameter, PhiTensor):
         return module
     name = f"{type(module).__name__}({module.extra_repr()}).{parameter_name}"
-    wide = config.for_embedding() if isinstance(module, nn.Embedding) else config
-    reason = (
-        why_not_place(module, parameter_name)
-        or why_not_value(parameter)
-        or why_not_smaller(tuple(parameter.shape), parameter.dtype, wide)
-    )
-    outcome = Outcome(None, reason=reason)
-    if not reason:
-        outcome = compress_parameter(parameter, wide, name)
+    slot = plan_one(module, parameter_name, config)
+    outcome = Outcome(None, reason=slot.reason)
+    if slot.config is not None:
+        outcome = compress_parameter(parameter, slot.config, name, slot.storage)
     if outcome.parameter is None:
         log.warning("%s is left alone: %s", name, outcome.reason)
     else:

@@ -51,3 +51,6 @@ class Storage(NamedTuple):
                 f"{name}: column_dims must be from 1 to {weight.dim() - 1} for a weight of "
                 f"{weight.dim()} dimensions, got {self.column_dims}"
             )
+
+
+ROWS_AND_COLUMNS = Storage()  # a Linear weight is a matrix already

@@ -26,7 +26,7 @@ aten = torch.ops.aten
 def _(func: Callable[..., Tensor], types: Any, args: Any, kwargs: Any) -> Tensor:
     self = args[0]
     order = list(range(self.dim()))
-    swapped = [*order[:-2], *order[:-3:-1]]
+    swapped = order if self.column_shape else [*order[:-2], *order[:-3:-1]]
     if func is aten.permute.default:
         wanted = [_dim(self, d) for d in args[1]]
     else:
@@ -44,14 +44,26 @@ def _(func: Callable[..., Tensor], types: Any, args: Any, kwargs: Any) -> Tensor
     self, shape = args[0], _inferred(args[0], args[1])
     if shape == list(self.shape):
         return return_and_correct_aliasing(func, args, kwargs, self._with())
-    if self.transposed or len(shape) < 2 or shape[-1] != self.columns:
+    columns = _columns_of(self, shape)
+    if columns is None:
         # reshape() hands over a clone, which it takes to be contiguous: a transpose is not
         contiguous = func is aten._unsafe_view.default
         return decode_and_run(torch.reshape if contiguous else func, args, kwargs)
-    return return_and_correct_aliasing(func, args, kwargs, _regrouped(self, shape[:-1]))
+    regrouped = _regrouped(self, shape[: len(shape) - max(1, len(columns))])
+    return return_and_correct_aliasing(func, args, kwargs, regrouped._with(column_shape=columns))
 
 
-def _regrouped(self: PhiTensor, leading: list[int]) -> PhiTensor:
+def _columns_of(self: PhiTensor, shape: Sequence[int]) -> tuple[int, ...] | None:
+    """The columns at the end of a shape, () for one dimension; None if they are not kept."""
+    if self.transposed or len(shape) < 2:
+        return None
+    if shape[-1] == self.columns:
+        return ()
+    unfolded = self.column_shape
+    return unfolded if unfolded and tuple(shape[-len(unfolded) :]) == unfolded else None
+
+
+def _regrouped(self: PhiTensor, leading: Sequence[int]) -> PhiTensor:
     """Other leading dimensions; planes that do not have them say the same of either shape."""
 
     def view(plane: Tensor | None) -> Tensor | None:
@@ -73,6 +85,9 @@ def _inferred(self: PhiTensor, shape: Sequence[int]) -> list[int]:
 @PhiTensor.implements(aten.slice.Tensor)
 def _(func: Callable[..., Tensor], types: Any, args: Any, kwargs: Any) -> Tensor:
     self, dim, start, stop, step = args + (0, None, None, 1)[len(args) - 1 :]
+    if _is_unfolded(self, dim):
+        whole = slice(start, stop, step).indices(self.shape[dim]) == (0, self.shape[dim], 1)
+        return self._with() if whole else decode_and_run(func, args, kwargs)
     cut = _cut(self, _stored_dim(self, dim), start, stop, step)
     if cut is None:
         return _pierce(self, dim, *slice(start, stop).indices(self.columns)[:2], step)
@@ -82,6 +97,8 @@ def _(func: Callable[..., Tensor], types: Any, args: Any, kwargs: Any) -> Tensor
 @PhiTensor.implements([aten.split.Tensor, aten.split_with_sizes.default])
 def _(func: Callable[..., Any], types: Any, args: Any, kwargs: Any) -> Any:
     self, sizes, dim = (*args, 0)[:3]
+    if _is_unfolded(self, dim):
+        return decode_and_run(func, args, kwargs)
     stored = _stored_dim(self, dim)
     extent = _extent(self, stored)
     if isinstance(sizes, int):
@@ -99,6 +116,8 @@ def _(func: Callable[..., Any], types: Any, args: Any, kwargs: Any) -> Any:
 def _(func: Callable[..., Tensor], types: Any, args: Any, kwargs: Any) -> Tensor:
     """A row, or the matrix of one expert; a row stays compressed so that no write to it is lost."""
     self, dim, place = args
+    if _is_unfolded(self, dim):
+        return decode_and_run(func, args, kwargs)
     stored = _stored_dim(self, dim)
     last = self.scale_plane.dim() - 1
     if stored == last:
@@ -115,12 +134,17 @@ def _(func: Callable[..., Tensor], types: Any, args: Any, kwargs: Any) -> Tensor
 
 
 def _dim(self: PhiTensor, dim: int) -> int:
-    dims = self.scale_plane.dim()
+    dims = self.scale_plane.dim() + max(1, len(self.column_shape)) - 1
     if not -dims <= dim < dims:
         raise IndexError(
             f"Dimension out of range (expected to be in range of [{-dims}, {dims - 1}], got {dim})"
         )
     return dim % dims
+
+
+def _is_unfolded(self: PhiTensor, dim: int) -> bool:
+    """Whether this is one of several dimensions that the columns unfold to."""
+    return bool(self.column_shape) and _dim(self, dim) >= self.scale_plane.dim() - 1
 
 
 def _stored_dim(self: PhiTensor, dim: int) -> int:
