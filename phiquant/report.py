@@ -69,6 +69,15 @@ class Report:
         return sum(c.stored_bytes for c in self.compressed) * 8 / weights if weights else 0.0
 
     @property
+    def relative_error(self) -> float | None:
+        """The mean over the compressed parameters, each counting with its number of weights."""
+        errors = [c.relative_error for c in self.compressed]
+        weights = sum(c.weights for c in self.compressed)
+        if not weights or None in errors:
+            return None
+        return sum(c.weights * (c.relative_error or 0.0) for c in self.compressed) / weights
+
+    @property
     def summary(self) -> str:
         """One line: how many parameters, and what it saves."""
         about = _about(any(c.estimated for c in self.compressed))

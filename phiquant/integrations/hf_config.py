@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import fields
@@ -9,10 +11,13 @@ from typing import Any
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from phiquant.codec.layout import check_choice
 from phiquant.config import PhiConfig
+from phiquant.precision import TIERS
 
 METHOD = "phiquant"
 FORMAT_VERSION = 1
+_OF_ONE_LOAD = ("load", "offload_folder")
 
 
 class PhiQuantConfig(QuantizationConfigMixin):
@@ -24,6 +29,11 @@ class PhiQuantConfig(QuantizationConfigMixin):
         modules_to_not_convert: modules to leave alone: names or regular expressions that match
             whole dotted segments anywhere in a module's name, so "lm_head", "self_attn",
             "layers.0" and r"layers\\.[01]\\.mlp" each leave out all that is inside of them.
+        load: how deep to read a compressed checkpoint: "index", "deviation", "exact", or None for
+            all that is there; of this one load, and not saved with the model.
+        measured: what is known of a compressed model: "bits_per_weight" and "relative_error".
+        offload_folder: where the weights that a ``device_map`` puts on "disk" are written and
+            mapped while they are compressed; of this one load, and not saved with the model.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type or is out of range; the message
@@ -41,6 +51,9 @@ class PhiQuantConfig(QuantizationConfigMixin):
         fit: str = "joint",
         exact: bool = False,
         modules_to_not_convert: Sequence[str] | str | None = None,
+        load: str | None = None,
+        offload_folder: str | os.PathLike[str] | None = None,
+        measured: dict[str, float] | None = None,
     ) -> None:
         self.quant_method = METHOD
         self.format_version = FORMAT_VERSION
@@ -48,6 +61,10 @@ class PhiQuantConfig(QuantizationConfigMixin):
         self.group_size, self.grid, self.fit = group_size, grid, fit
         self.exact = exact
         self.modules_to_not_convert = _patterns(modules_to_not_convert)
+        self.offload_folder = None if offload_folder is None else os.fspath(offload_folder)
+        check_choice("load", load, (*TIERS, None))
+        self.load = load
+        self.measured = _numbers(measured)
         self.phi_config  # noqa: B018 - validates
 
     @property
@@ -58,6 +75,18 @@ class PhiQuantConfig(QuantizationConfigMixin):
     def get_apply_tensor_subclass(self) -> PhiConfig:
         """What PEFT passes to torchao's ``quantize_`` to compress a merged weight again."""
         return self.phi_config
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is saved with a model: nothing of the machine that compressed it."""
+        settings: dict[str, Any] = super().to_dict()
+        for name in _OF_ONE_LOAD:
+            del settings[name]
+        return {name: value for name, value in settings.items() if value is not None}
+
+    def get_loading_attributes(self) -> dict[str, Any]:
+        """What of this config holds for a checkpoint that has a config of its own."""
+        given = {name: getattr(self, name) for name in _OF_ONE_LOAD}
+        return {name: value for name, value in given.items() if value is not None}
 
     @classmethod
     def from_dict(
@@ -78,12 +107,20 @@ class PhiQuantConfig(QuantizationConfigMixin):
                 f"format_version must be {FORMAT_VERSION}, got {version!r}; "
                 "a newer phiquant may read it"
             )
-        known = {field.name for field in fields(PhiConfig)} | {"modules_to_not_convert"}
+        known = {field.name for field in fields(PhiConfig)} | {"modules_to_not_convert", "measured"}
         if unknown := sorted(map(str, settings.keys() - known)):
             raise ValueError(f"quantization_config: unknown {unknown}; known are {sorted(known)}")
         overrides = {key: kwargs.pop(key) for key in list(kwargs) if key in known}
         config = cls(**(settings | overrides))
         return (config, kwargs) if return_unused_kwargs else config
+
+    def read_at(self, tier: str | None) -> None:
+        """Say of a model that was read less deep what it holds, for when it is saved."""
+        if tier in ("index", "deviation"):
+            self.exact, self.measured = False, None
+            self.fit = "joint" if self.fit == "exact" else self.fit
+        if tier == "index":
+            self.deviation_bits = 0
 
     def leaves_out(self, module_name: str) -> str | None:
         """The first entry of ``modules_to_not_convert`` that matches, or None."""
@@ -95,6 +132,18 @@ class PhiQuantConfig(QuantizationConfigMixin):
 
 def _at_segments(pattern: str) -> re.Pattern[str]:
     return re.compile(rf"(?:^|\.)(?:{pattern.removesuffix('.weight')})(?:\.|$)")
+
+
+def _numbers(measured: object) -> dict[str, float] | None:
+    if measured is None:
+        return None
+    if not isinstance(measured, dict):
+        raise TypeError(f"measured: expected numbers by name, got {measured!r}")
+    for name, value in measured.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not isinstance(name, str) or not number or not math.isfinite(value):
+            raise TypeError(f"measured: expected a finite number for {name!r}, got {value!r}")
+    return measured
 
 
 def _patterns(given: Sequence[str] | str | None) -> list[str] | None:
