@@ -7,13 +7,32 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchao.utils import TorchAOBaseTensor
 
 from phiquant.codec import Planes
 
 
-class PlaneTensor(TorchAOBaseTensor):
+class _PlaneTensorType(type(TorchAOBaseTensor)):  # type: ignore[misc]
+    """Lets ``type(parameter)(value, requires_grad=False)`` wrap a value, as nn.Parameter does.
+
+    Hooks of other libraries (accelerate's above all) put a moved parameter back in this way.
+    """
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        if "requires_grad" not in kwargs:
+            return super().__call__(*args, **kwargs)
+        value = args[0] if args else None
+        if not isinstance(value, PlaneTensor):
+            what = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(
+                f"{cls.__name__}: a compressed weight cannot be replaced by a plain {what} tensor "
+                "in the place of its planes; load a plain checkpoint before compressing the model"
+            )
+        return nn.Parameter(value, kwargs["requires_grad"])
+
+
+class PlaneTensor(TorchAOBaseTensor, metaclass=_PlaneTensorType):
     """What :class:`phiquant.PhiTensor` is made of; it knows no operations.
 
     The constructor takes planes as :class:`phiquant.codec.Planes` describes them, the attributes of
@@ -47,6 +66,9 @@ class PlaneTensor(TorchAOBaseTensor):
     ]
 
     fqn: str | None = None
+    is_alias: bool = False  # shares planes with a tensor that does not see them replaced
+    is_vacant: bool = False  # zeros, to whose first rows others may be copied
+    room: Self | None = None  # the vacant tensor that these are the first rows of
 
     def __new__(
         cls,
@@ -164,13 +186,17 @@ class PlaneTensor(TorchAOBaseTensor):
         return self._with(**named(planes), **changes)
 
     def _with(self, **changes: Any) -> Self:
-        """A tensor on the same planes with some planes or attributes changed."""
+        """An alias on the same planes with some planes or attributes changed."""
         names = (
             self.tensor_data_names + self.tensor_attribute_names + self.optional_tensor_data_names
         )
         tensor = type(self)(**{name: getattr(self, name) for name in names} | changes)
-        tensor.fqn = self.fqn
+        tensor.fqn, tensor.is_alias = self.fqn, True
         return tensor
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled: a copy is nobody's alias."""
+        return {name: value for name, value in self.__dict__.items() if name != "is_alias"}
 
     def _apply_fn_to_data(self, fn: Callable[[Tensor], Tensor]) -> Self:
         """A tensor with ``fn`` applied to every plane."""

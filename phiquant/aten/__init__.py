@@ -3,6 +3,6 @@
 An operation that has no entry decodes the weight and runs as on a plain tensor (`fallback`).
 """
 
-from phiquant.aten import copies, fallback, products, views
+from phiquant.aten import copies, fallback, placement, products, views
 
-__all__ = ["copies", "fallback", "products", "views"]
+__all__ = ["copies", "fallback", "placement", "products", "views"]

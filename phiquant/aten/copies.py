@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import return_and_correct_aliasing
 
 from phiquant.aten.fallback import refuse_write
@@ -31,7 +31,21 @@ def _(func: Callable[..., Tensor], types: Any, args: Any, kwargs: Any) -> Tensor
     moved = self._apply_fn_to_data(
         lambda plane: plane.to(device or plane.device, non_blocking=non_blocking, copy=True)
     )
-    return return_and_correct_aliasing(func, args, kwargs, moved._with(dtype=dtype))
+    return return_and_correct_aliasing(func, args, kwargs, _owning(moved._with(dtype=dtype)))
+
+
+def _owning(fresh: PhiTensor) -> PhiTensor:
+    """A tensor whose planes were made for it."""
+    fresh.is_alias = False
+    return fresh
+
+
+@PhiTensor.implements([aten.detach.default, aten.alias.default])
+def _(func: Callable[..., Tensor], types: Any, args: Any, kwargs: Any) -> Tensor:
+    """What ``.data`` and state dicts hand out: the same planes under another tensor."""
+    alias = args[0]._apply_fn_to_data(func)
+    alias.is_alias = True
+    return return_and_correct_aliasing(func, args, kwargs, alias)
 
 
 @PhiTensor.implements(aten.copy_.default)
@@ -60,13 +74,23 @@ def _copy_planes(self: PhiTensor, source: PhiTensor) -> None:
             if mine is not None:
                 mine.copy_(theirs)
     else:
-        if self.is_exact and self.checksum_plane is None:
-            refuse_write(self, "a copy into a slice of an exact weight")
+        _check_owns(self)
         device = self.index_plane.device
         for name, (_, theirs) in pairs.items():
             setattr(self, name, None if theirs is None else theirs.to(device, copy=True))
     self.exponent, self.fit = source.exponent, source.fit
     self.stored_dtype = source.stored_dtype
+
+
+def _check_owns(self: PhiTensor) -> None:
+    """A tensor that shares its planes would be changed alone, and the weight it is of would not."""
+    if self.is_alias and not isinstance(self, nn.Parameter):
+        raise RuntimeError(
+            f"{self.describe()}: cannot be overwritten through .data, detach(), a state dict's "
+            "entry or a slice, because the planes of the source have another size or exponent; "
+            "copy the whole weight into the parameter itself: "
+            "with torch.no_grad(): module.weight.copy_(source)"
+        )
 
 
 def _fits(mine: Tensor | None, theirs: Tensor | None) -> bool:
@@ -125,7 +149,7 @@ def _(func: Callable[..., Tensor], types: Any, args: Any, kwargs: Any) -> Tensor
     if dtype not in DTYPES:
         return torch.empty(args[0].shape, dtype=dtype, device=device or args[0].device)
     room = args[0]._apply_fn_to_data(lambda plane: torch.empty_like(plane, device=device))
-    return room._with(dtype=dtype)
+    return _owning(room._with(dtype=dtype))
 
 
 @PhiTensor.implements(
@@ -146,11 +170,6 @@ def _(func: Callable[..., Tensor], types: Any, args: Any, kwargs: Any) -> Tensor
     self = args[0]
     example = torch.empty((), dtype=self.dtype, device=self.device).expand(self.shape)
     return func(example, *args[1:], **kwargs)
-
-
-@PhiTensor.implements_torch_function([Tensor.numpy, Tensor.tolist])
-def _(func: Callable[..., Any], types: Any, args: Any, kwargs: Any) -> Any:
-    return func(args[0].dequantize(), *args[1:], **kwargs)
 
 
 @PhiTensor.implements_torch_function(Tensor.__setitem__)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers.core_model_loading import ConversionOps
 
 from phiquant.integrations.hf_config import PhiQuantConfig
+from phiquant.integrations.hf_disk import DiskWeights
 from phiquant.memory import FreedMemory
 from phiquant.plan import Slot, plan
 from phiquant.quantize import compress_parameter, quantize_
@@ -34,10 +35,18 @@ class Loading:
         model: the model on the meta device, before its weights are loaded.
         config: how to compress.
         dtype: what floating-point weights are loaded as.
+        disk: which weights go to disk, if any do.
     """
 
-    def __init__(self, model: nn.Module, config: PhiQuantConfig, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        config: PhiQuantConfig,
+        dtype: torch.dtype,
+        disk: DiskWeights | None = None,
+    ) -> None:
         self.config, self.dtype = config, dtype
+        self.disk = disk or DiskWeights(None)
         self.left_out: dict[str, str] = {}
         self.errors: dict[str, float | None] = {}
         self.grown: dict[str, str] = {}
@@ -78,13 +87,13 @@ class Loading:
         except (TypeError, ValueError) as error:
             self.refused.append(str(error))
             return weight
-        outcome = compress_parameter(weight, slot.config, name)
+        outcome = compress_parameter(weight, slot.config, name, slot.storage)
         if outcome.parameter is None:
             self.grown[_module(name)] = outcome.reason
             return weight
         self.errors[name] = outcome.relative_error
         self.freed.add(weight.nbytes)
-        return outcome.parameter
+        return self.disk.put(name, outcome.parameter)
 
     def finish(self, model: nn.Module) -> Report:
         """Compress what could not be while loading, and report on every parameter.
@@ -110,6 +119,7 @@ class Loading:
                 if entry.names[0] in planned
             }
             slots = plan(model, self.config.phi_config, self._is_wanted)
+        self.disk.put_rest(model, done=set(self.errors))
         self.freed.give_back()
         report = self._report(slots)
         _log(report, set(self.left_out.values()))

@@ -131,7 +131,7 @@ class TestCopies:
     def test_a_slice_of_an_exact_weight_cannot_be_overwritten(self) -> None:
         tensor = compressed(8, 600, exact=True)
         tensor.fqn = "block.weight"
-        with pytest.raises(RuntimeError, match=r"^block\.weight: a copy into a slice of an exact"):
+        with pytest.raises(RuntimeError, match=r"^block\.weight: cannot be overwritten through"):
             tensor[2:4].copy_(compressed(8, 600, exact=True, fit="index")[4:6])
 
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -171,7 +171,6 @@ class TestCopies:
     def test_values_for_python(self, matrix: PhiTensor) -> None:
         dense = matrix.dequantize()
         assert matrix.tolist() == dense.tolist()
-        assert (matrix.numpy() == dense.numpy()).all()
         assert matrix[3, 5].item() == dense[3, 5].item()
         assert len(matrix) == 16
 
