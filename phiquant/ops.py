@@ -23,31 +23,31 @@ from phiquant.codec.layout import BLOCKS_PER_START, PADDING
 
 _LOSSY = "Tensor index, Tensor? deviation, Tensor? deviation_low, Tensor scale"
 _EXACT = "Tensor? remainder, Tensor? offsets, Tensor? starts, Tensor? exceptions"
-_PLANES = f"{_LOSSY}, {_EXACT}"
-_BITS = (
+PLANES = f"{_LOSSY}, {_EXACT}"
+BITS = (
     "int index_bits, int deviation_bits, int group_size, str grid, int exponent, "
     "ScalarType? stored_dtype"
 )
-_COUNT = len(Planes._fields)
-_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
+COUNT = len(Planes._fields)
+TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
 
 _library = torch.library.Library("phiquant", "DEF")
 _library.define(
-    f"encode(Tensor weight, Tensor? importance, {_BITS}, str fit) -> "
+    f"encode(Tensor weight, Tensor? importance, {BITS}, str fit) -> "
     "(Tensor, Tensor, Tensor, Tensor)",
-    tags=_TAGS,
+    tags=TAGS,
 )
 _library.define(
-    f"encode_remainder(Tensor weight, {_LOSSY}, {_BITS}) -> (Tensor, Tensor, Tensor, Tensor)",
-    tags=_TAGS,
+    f"encode_remainder(Tensor weight, {_LOSSY}, {BITS}) -> (Tensor, Tensor, Tensor, Tensor)",
+    tags=TAGS,
 )
-_library.define(f"decode({_PLANES}, int columns, {_BITS}, ScalarType dtype) -> Tensor", tags=_TAGS)
+_library.define(f"decode({PLANES}, int columns, {BITS}, ScalarType dtype) -> Tensor", tags=TAGS)
 _library.define(
-    f"linear(Tensor x, {_PLANES}, Tensor? bias, int columns, {_BITS}) -> Tensor", tags=_TAGS
+    f"linear(Tensor x, {PLANES}, Tensor? bias, int columns, {BITS}) -> Tensor", tags=TAGS
 )
 _library.define(
-    f"embedding(Tensor indices, {_PLANES}, int columns, {_BITS}, ScalarType dtype) -> Tensor",
-    tags=_TAGS,
+    f"embedding(Tensor indices, {PLANES}, int columns, {BITS}, ScalarType dtype) -> Tensor",
+    tags=TAGS,
 )
 
 
@@ -73,15 +73,15 @@ def _encode_remainder(weight: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
 
 def _decode(*arguments: Any) -> Tensor:
     *described, dtype = arguments
-    planes, layout = Planes(*described[:_COUNT]), Layout(*described[_COUNT:])
-    _check_dtype("dtype", dtype)
+    planes, layout = Planes(*described[:COUNT]), Layout(*described[COUNT:])
+    check_dtype("dtype", dtype)
     if dtype == torch.float64:  # for numerical checks: the fp32 decode, wider
         return codec.decode(planes, layout).double()
     return codec.decode(planes, layout, dtype)
 
 
 def _linear(x: Tensor, *arguments: Any) -> Tensor:
-    planes, bias, layout = arguments[:_COUNT], arguments[_COUNT], arguments[_COUNT + 1 :]
+    planes, bias, layout = arguments[:COUNT], arguments[COUNT], arguments[COUNT + 1 :]
     _check_input(x, layout[0])
     _check_bias(bias, x.dtype, planes[0].shape[0])
     weight = _decode(*planes, *layout, x.dtype)
@@ -93,7 +93,7 @@ def _embedding(indices: Tensor, *arguments: Any) -> Tensor:
     if indices.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"indices: expected torch.int32 or torch.int64, got {indices.dtype}")
     *described, dtype = arguments
-    planes, layout = Planes(*described[:_COUNT]), described[_COUNT:]
+    planes, layout = Planes(*described[:COUNT]), described[COUNT:]
     rows, place = indices.unique(return_inverse=True)
     picked = codec.pick_rows(planes, rows.long(), layout[0])
     return functional.embedding(place, _decode(*picked, *layout, dtype))
@@ -125,19 +125,19 @@ def _fake_encode_remainder(weight: Tensor, *arguments: Any) -> tuple[Tensor, ...
 
 
 def _fake_decode(index: Tensor, *arguments: Any) -> Tensor:
-    columns, dtype = arguments[_COUNT - 1], arguments[-1]
+    columns, dtype = arguments[COUNT - 1], arguments[-1]
     return index.new_empty((*index.shape[:-1], columns), dtype=dtype)
 
 
 def _fake_linear(x: Tensor, index: Tensor, *arguments: Any) -> Tensor:
-    _check_device("x", x, index)
-    _check_input(x, arguments[_COUNT])
+    check_device("x", x, index)
+    _check_input(x, arguments[COUNT])
     return x.new_empty((*x.shape[:-1], index.shape[0]))
 
 
 def _fake_embedding(indices: Tensor, index: Tensor, *arguments: Any) -> Tensor:
-    _check_device("indices", indices, index)
-    columns, dtype = arguments[_COUNT - 1], arguments[-1]
+    check_device("indices", indices, index)
+    columns, dtype = arguments[COUNT - 1], arguments[-1]
     return index.new_empty((*indices.shape, columns), dtype=dtype)
 
 
@@ -149,7 +149,7 @@ def _check_stored(weight: Tensor, layout: Layout) -> None:
 
 
 def _check_input(x: Tensor, columns: int) -> None:
-    _check_dtype("x", x.dtype)
+    check_dtype("x", x.dtype)
     if x.shape[-1] != columns:
         raise ValueError(f"x: expected a last dimension of {columns}, got shape {tuple(x.shape)}")
 
@@ -160,33 +160,33 @@ def _check_bias(bias: Tensor | None, dtype: torch.dtype, rows: int) -> None:
         raise ValueError(f"bias: expected {dtype} of shape ({rows},), got {got}")
 
 
-def _check_dtype(name: str, dtype: torch.dtype) -> None:
+def check_dtype(name: str, dtype: torch.dtype) -> None:
     if dtype not in codec.DTYPES and dtype != torch.float64:
         raise ValueError(f"{name}: expected bfloat16, float16 or float32, got {dtype}")
 
 
-def _check_device(name: str, tensor: Tensor, index: Tensor) -> None:
+def check_device(name: str, tensor: Tensor, index: Tensor) -> None:
     """A fake also runs where only the planes are on the meta device: nothing would be computed."""
     if tensor.device != index.device:
         raise ValueError(f"{name}: is on {tensor.device}, but the weight is on {index.device}")
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, planes, (bias, *ctx.layout) = inputs[0], inputs[1 : _COUNT + 1], inputs[_COUNT + 1 :]
+    x, planes, (bias, *ctx.layout) = inputs[0], inputs[1 : COUNT + 1], inputs[COUNT + 1 :]
     ctx.save_for_backward(*planes)
     ctx.dtype, ctx.has_bias = x.dtype, bias is not None
 
 
 def _linear_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     """Gradients of the input and the bias; the planes are integers and have none."""
-    needs_input, needs_bias = ctx.needs_input_grad[0], ctx.needs_input_grad[_COUNT + 1]
+    needs_input, needs_bias = ctx.needs_input_grad[0], ctx.needs_input_grad[COUNT + 1]
     of_input = of_bias = None
     if needs_input:
         weight = torch.ops.phiquant.decode(*ctx.saved_tensors, *ctx.layout, ctx.dtype)
         of_input = gradient @ weight
     if needs_bias and ctx.has_bias:
         of_bias = gradient.flatten(0, -2).sum(0) if gradient.dim() > 1 else gradient
-    return of_input, *(None,) * _COUNT, of_bias, *(None for _ in ctx.layout)
+    return of_input, *(None,) * COUNT, of_bias, *(None for _ in ctx.layout)
 
 
 for _name, _kernel, _fake in (

@@ -3,6 +3,28 @@
 An operation that has no entry decodes the weight and runs as on a plain tensor (`fallback`).
 """
 
-from phiquant.aten import copies, fallback, placement, products, views
+from phiquant.aten import (
+    convolutions,
+    copies,
+    experts,
+    fallback,
+    joins,
+    lookups,
+    placement,
+    products,
+    rooms,
+    views,
+)
 
-__all__ = ["copies", "fallback", "placement", "products", "views"]
+__all__ = [
+    "convolutions",
+    "copies",
+    "experts",
+    "fallback",
+    "joins",
+    "lookups",
+    "placement",
+    "products",
+    "rooms",
+    "views",
+]

@@ -7,11 +7,27 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import torch
+from torch._ops import OpOverloadPacket
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from phiquant.tensor import PhiTensor
 
 _warned: set[tuple[str, str]] = set()
+_by_name: dict[str, Callable[..., Any]] = {}
+
+
+def implements_by_name(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Registers what a library's custom op does with a PhiTensor, before that library is there.
+
+    Args:
+        name: the op's, ``namespace::op``.
+    """
+
+    def register(handler: Callable[..., Any]) -> Callable[..., Any]:
+        _by_name[name] = handler
+        return handler
+
+    return register
 
 
 def decode_and_run(func: Callable[..., Any], args: Sequence[Any], kwargs: Any) -> Any:
@@ -62,7 +78,7 @@ def _warn_slow(func: Callable[..., Any], tensor: PhiTensor) -> None:
 
 
 def _dispatch(cls: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-    handler = cls._ATEN_OP_TABLE[cls].get(func)
+    handler = cls._ATEN_OP_TABLE[cls].get(func) or _by_name.get(func.name())
     if torch.is_inference_mode_enabled() and func.is_view and not args[0].is_inference():
         # A view of an ordinary tensor counts its versions, which one of inference mode cannot.
         with torch.inference_mode(False), torch.no_grad():
@@ -78,6 +94,8 @@ def _handle(handler: Any, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
 
 def _function(cls: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
     handler = cls._TORCH_FN_TABLE[cls].get(func)
+    if handler is None and isinstance(func, OpOverloadPacket):
+        handler = _by_name.get(func._qualified_op_name)
     if handler is None:
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **(kwargs or {}))

@@ -95,7 +95,7 @@ class TestProducts:
             lambda w: torch.addmm(torch.ones(16), x, w.T, beta=0.5, alpha=2),
             lambda w: torch.einsum("bi,oi->bo", x, w),
             lambda w: w @ w.T,
-            lambda w: torch.bmm(x.expand(1, 5, 192), w.view(1, 16, 192).transpose(1, 2)),
+            lambda w: torch.bmm(x.expand(3, 5, 192), w.expand(3, 16, 192).transpose(1, 2)),
         ]
         for call in calls:
             with pytest.warns(UserWarning, match="has no compressed form"):

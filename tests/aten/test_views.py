@@ -73,7 +73,7 @@ class TestViews:
             lambda w: w.view(4, 4, 192).permute(2, 0, 1),
             lambda w: w.expand(2, 16, 192),
             lambda w: w.unbind()[3],
-            lambda w: w[torch.arange(16) < 3],
+            lambda w: w[torch.arange(192 * 16).view(16, 192) < 3],
             lambda w: w.split(50, dim=1)[1],
         ],
     )
