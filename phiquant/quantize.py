@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, cast
 
 import torch
@@ -29,6 +29,8 @@ from phiquant.storage import ROWS_AND_COLUMNS, Storage
 from phiquant.tensor import PhiTensor
 
 log = logging.getLogger("phiquant")
+# Called with what was compressed in place, by libraries that models belong to.
+after_compression: list[Callable[[nn.Module, PhiConfig, Report], None]] = []
 
 
 class Outcome(NamedTuple):
@@ -82,7 +84,8 @@ def quantize_(
     >>> print(quantize_(model).bits_per_weight)
     8.25
     """
-    slots = plan(model, PhiConfig.checked(config), filter_fn)
+    config = PhiConfig.checked(config)
+    slots = plan(model, config, filter_fn)
     for slot in slots:
         if slot.config is not None and slot.parameter is not None:
             check_weight(slot.parameter, slot.names[0], slot.config.exact)
@@ -97,6 +100,8 @@ def quantize_(
                 bar.update(slot.bytes)
     freed.give_back()
     leave_nested_path(model)
+    for tell in after_compression:
+        tell(model, config, report)
     log.info("%s", report.summary)
     return report
 
