@@ -34,5 +34,7 @@ def check_contents(planes: Planes, layout: Layout, weights: int) -> None:
     if layout.stored_dtype is not None:
         begins = remainder.begins_of(planes)
         remainder.check_inside(planes, begins)
+        if int(begins.flatten()[0]) != 0:
+            raise ValueError("starts: the first block does not begin at byte 0")
         if bool((begins.flatten().diff() < 0).any()):
             raise ValueError("offsets: a block begins before the one in front of it")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -17,6 +18,8 @@ from phiquant.checkpoint.errors import CheckpointError
 SUFFIX = ".safetensors"
 WEIGHTS = f"model{SUFFIX}"
 INDEX = f"{WEIGHTS}.index.json"
+OURS = "phiquant."  # what our keys of a file's metadata begin with
+_LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 _DTYPES = {"U8": torch.uint8, "I16": torch.int16, "I64": torch.int64}
 
 
@@ -49,15 +52,37 @@ def find_files(path: str | Path) -> list[Path]:
 
 def files_of_index(index: Path) -> list[Path]:
     """The files that an index names, all of them in its folder."""
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted({_plain(name) for name in weight_map.values()})
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{index}: not an index of weight files: {error}") from error
+    names = sorted(set(_weight_map(index).values()))
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing or not names:
         raise CheckpointError(f"{index}: names files that are not there: {missing[:4]}")
     return [index.parent / name for name in names]
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """The file of each key."""
+    try:
+        read = json.loads(index.read_text(encoding="utf-8"), object_pairs_hook=_each_once)
+        return {key: _plain(name) for key, name in read["weight_map"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{index}: not an index of weight files: {error}") from error
+
+
+def check_index(path: str | Path, stored: Mapping[str, Stored]) -> None:
+    """Raise CheckpointError if a checkpoint's index names a tensor that its file does not hold."""
+    index = Path(path) if Path(path).suffix == ".json" else Path(path) / INDEX
+    for key, name in _weight_map(index).items() if index.is_file() else ():
+        if key not in stored or stored[key].file.name != name:
+            raise CheckpointError(f"{index}: {key}: is not in {name}, as the index says")
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose keys differ; readers do not agree on which of two is meant."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        (twice, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {twice!r} is there twice")
+    return found
 
 
 def _plain(name: object) -> str:
@@ -94,13 +119,18 @@ def open_files(files: Iterable[Path]) -> tuple[dict[str, Stored], dict[str, str]
 
     Raises:
         FileNotFoundError: a file is not there.
-        CheckpointError: a file is damaged or no safetensors file, or two hold the same key.
+        CheckpointError: a file is damaged or no safetensors file, or two hold the same key or
+            differ in what they say of the checkpoint.
     """
     stored: dict[str, Stored] = {}
     metadata: dict[str, str] = {}
     for file in files:
         handle = _open(file)
-        metadata |= handle.metadata() or {}
+        said = handle.metadata() or {}
+        for key in said.keys() & metadata.keys():
+            if key.startswith(OURS) and said[key] != metadata[key]:
+                raise CheckpointError(f"{file}: {key}: differs from what another file says")
+        metadata |= said
         for key in handle.keys():  # noqa: SIM118 - not a mapping
             if key in stored:
                 other = stored[key].file
@@ -112,9 +142,22 @@ def open_files(files: Iterable[Path]) -> tuple[dict[str, Stored], dict[str, str]
 
 
 def _open(file: Path) -> Any:
+    """A handle on a file whose header was looked through."""
+    if not file.is_file():
+        if file.exists():  # reading a pipe or a device may never end
+            raise CheckpointError(f"{file}: is not a regular file")
+        raise FileNotFoundError(f"{file}: no such file")
     try:
+        _check_keys(file)
         return safe_open(file, framework="pt")
-    except FileNotFoundError:
-        raise
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: not a whole {SUFFIX} file: {error}") from error
+
+
+def _check_keys(file: Path) -> None:
+    """Raise ValueError if a key is in a file's header twice: safetensors takes the last one."""
+    with file.open("rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        if size > min(_LARGEST_HEADER, file.stat().st_size):
+            raise ValueError(f"its header cannot have {size} bytes")
+        json.loads(stream.read(size), object_pairs_hook=_each_once)

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from phiquant.checkpoint.errors import CheckpointError
@@ -145,8 +146,18 @@ def _check_fits(checkpoint: Checkpoint, name: str, tensor: Tensor, place: Place)
             f"{checkpoint.files[0]}: {name}: the model wants shape {tuple(place.tensor.shape)}, "
             f"the file has {tuple(tensor.shape)}"
         )
+    if _kind(tensor.dtype) != _kind(place.tensor.dtype):
+        raise CheckpointError(
+            f"{checkpoint.files[0]}: {name}: the model wants {place.tensor.dtype}, the file has "
+            f"{tensor.dtype}"
+        )
     if isinstance(tensor, PhiTensor) and place.leaf in place.module._buffers:
         raise CheckpointError(f"{checkpoint.files[0]}: {name}: compressed, but a buffer here")
+
+
+def _kind(dtype: torch.dtype) -> object:
+    """Floating-point types stand for each other, as a model may be made in another one."""
+    return "float" if dtype.is_floating_point else dtype
 
 
 def _assign(found: dict[str, Tensor], places: dict[str, Place]) -> None:

@@ -21,7 +21,10 @@ PLANES = {
     "exceptions": "exception_plane",
     "checksum": "checksum_plane",
 }
-_KEY = re.compile(rf"(?P<path>.*\.)?_(?P<leaf>.+?)_(?P<plane>{'|'.join([HEADER, *PLANES])})")
+# A name's last part has no dot: with one, a long key of many dots would take a long time.
+_KEY = re.compile(
+    rf"(?P<path>.*\.)?_(?P<leaf>[^.]+?)_(?P<plane>{'|'.join([HEADER, *PLANES])})", re.DOTALL
+)
 
 
 def key_of(name: str, plane: str) -> str:

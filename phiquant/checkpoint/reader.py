@@ -11,15 +11,16 @@ from torch import Tensor
 
 from phiquant.checkpoint.contents import check_contents
 from phiquant.checkpoint.errors import CheckpointError
-from phiquant.checkpoint.files import Stored, find_files, open_files
-from phiquant.checkpoint.header import Header
+from phiquant.checkpoint.files import Stored, check_index, find_files, open_files
+from phiquant.checkpoint.header import VERSION, Header
 from phiquant.checkpoint.names import HEADER, PLANES, split_key
 from phiquant.codec import Layout
 from phiquant.codec.layout import check_choice
 from phiquant.precision import TIERS
 from phiquant.tensor import PhiTensor
 
-FORMAT, TIED = "phiquant.format", "phiquant.tied"  # keys of the files' metadata
+# Keys of the files' metadata: version, number of compressed weights, names of shared tensors.
+FORMAT, WEIGHTS, TIED = "phiquant.format", "phiquant.weights", "phiquant.tied"
 _LOSSY = ("index", "scale", "deviation", "deviation_low", "exceptions")
 _READ = {"index": ("index", "scale", "exceptions"), "deviation": _LOSSY}
 
@@ -50,10 +51,14 @@ class Checkpoint(Mapping[str, Tensor]):
         files = [Path(file) for file in path] if several else find_files(path)  # type: ignore[union-attr, arg-type]
         self.files, self.tier = files, tier
         self._stored, self.metadata = open_files(files)
+        self._check_version()
+        if not several:
+            check_index(path, self._stored)  # type: ignore[arg-type]
         self.headers: dict[str, Header] = {}
         self._planes = self._grouped()
         for name in self._planes:
             self.headers[name] = self._header(name)
+        self._check_count()
         self.tied = self._ties()
 
     def _grouped(self) -> dict[str, dict[str, Stored]]:
@@ -103,6 +108,22 @@ class Checkpoint(Mapping[str, Tensor]):
         if self.tier == "exact" and not header.remainder:
             raise CheckpointError(
                 f"{file}: {name}: has no remainder, so it cannot be read at tier 'exact'"
+            )
+
+    def _check_count(self) -> None:
+        """A weight that is gone with all its planes is missed by nothing else."""
+        said, count = self.metadata.get(WEIGHTS), len(self._planes)
+        if said is not None and said != str(count):
+            raise CheckpointError(
+                f"{self.files[0]}: {WEIGHTS}: expected {said} compressed weights, found {count}"
+            )
+
+    def _check_version(self) -> None:
+        said = self.metadata.get(FORMAT)
+        if said is not None and said != str(VERSION):
+            raise CheckpointError(
+                f"{self.files[0]}: {FORMAT}: must be {VERSION}, got {said!r}; a newer phiquant may "
+                "read it"
             )
 
     def _ties(self) -> dict[str, str]:

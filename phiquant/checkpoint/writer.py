@@ -13,12 +13,15 @@ from torch import Tensor
 
 from phiquant.checkpoint.files import INDEX, SUFFIX, WEIGHTS, open_files
 from phiquant.checkpoint.header import VERSION
+from phiquant.checkpoint.names import HEADER, split_key
 from phiquant.checkpoint.reader import FORMAT, Checkpoint
+from phiquant.checkpoint.reader import WEIGHTS as COUNT
 from phiquant.checkpoint.stored_planes import planes_of
 from phiquant.tensor import PhiTensor
 
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _PART = "part-{:05d}" + SUFFIX
+_TELLING = (HEADER, "scale")  # planes by which a reader knows a compressed weight
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
@@ -54,7 +57,10 @@ class ShardWriter:
     def __init__(self, folder: Path, max_shard_size: int | str = "5GB") -> None:
         self.folder, self.limit = folder, parse_size(max_shard_size)
         self.parts = sorted(folder.glob(_PART.replace("{:05d}", "*")))
-        self.done: set[str] = set(Checkpoint(self.parts)) if self.parts else set()
+        found = Checkpoint(self.parts) if self.parts else None
+        self.done: set[str] = set(found or ())
+        self._compressed = len(found.headers) if found else 0
+        self._keys = set(open_files(self.parts)[0])
         self._waiting: dict[str, Tensor] = {}
         self._storages: set[int] = set()
         self._bytes = 0
@@ -69,13 +75,27 @@ class ShardWriter:
         if name in self.done:
             raise ValueError(f"{name}: is stored already")
         self.done.add(name)
+        self._compressed += isinstance(tensor, PhiTensor)
         stored = planes_of(name, tensor) if isinstance(tensor, PhiTensor) else {name: _cpu(tensor)}
         size = sum(data.nbytes for data in stored.values())
         if self._waiting and self._bytes + size > self.limit:
             self.flush({})
+        self._check_keys(name, stored)
         for key, data in stored.items():
             self._waiting[key] = self._alone(data)
         self._bytes += size
+
+    def _check_keys(self, name: str, stored: Mapping[str, Tensor]) -> None:
+        """A reader tells compressed weights from plain tensors by their keys."""
+        split = split_key(name)
+        if split is not None and split[1] in _TELLING and name in stored:
+            raise ValueError(
+                f"{name}: a plain tensor of this name reads as a part of a compressed weight "
+                f"{split[0]!r}; rename it"
+            )
+        if taken := stored.keys() & self._keys:
+            raise ValueError(f"{name}: its key {min(taken)!r} is the name of another tensor")
+        self._keys |= stored.keys()
 
     def _alone(self, data: Tensor) -> Tensor:
         """The tensor, or a copy if it shares memory with another or is part of something larger."""
@@ -95,8 +115,7 @@ class ShardWriter:
 
     def finish(self, metadata: Mapping[str, str] | None = None) -> list[Path]:
         """Write the rest, and name the files: model.safetensors, or shards and an index."""
-        if self._waiting or not self.parts or metadata:
-            self.flush(metadata or {})
+        self.flush({COUNT: str(self._compressed), **(metadata or {})})
         count = len(self.parts)
         names = [WEIGHTS] if count == 1 else [_shard(i + 1, count) for i in range(count)]
         files = [part.replace(self.folder / n) for part, n in zip(self.parts, names, strict=True)]
@@ -131,15 +150,20 @@ def write_index(files: list[Path], index: Path) -> None:
 
 
 def move_into(folder: Path, files: list[Path]) -> None:
-    """Move the files of a checkpoint into a folder, and remove those of an older one from it."""
+    """Move the files of a checkpoint into a folder, and remove those of an older one from it.
+
+    The index is moved last: until then the old one names the old files. Where a new file takes the
+    name of an old one, the old index goes first: nobody may read new files by it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    names = {file.name for file in files}
-    for file in files:  # the index is last: until then, the old one names the old files
+    names, index = {file.name for file in files}, folder / INDEX
+    if any((folder / name).exists() for name in names - {INDEX, WEIGHTS}):
+        index.unlink(missing_ok=True)
+    for file in files:
         file.replace(folder / file.name)
-    for old in folder.iterdir():
-        stale = _SHARD.fullmatch(old.name) or old.name in (INDEX, WEIGHTS)
-        if stale and old.name not in names:
-            old.unlink()
+    stale = {INDEX, WEIGHTS} | {old.name for old in folder.iterdir() if _SHARD.fullmatch(old.name)}
+    for name in sorted(stale - names, key=lambda name: name != INDEX):  # before what it names
+        (folder / name).unlink(missing_ok=True)
 
 
 def _shard(number: int, count: int) -> str:
