@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from phiquant import aten as aten  # registers PhiTensor's operations
+from phiquant import sharding as sharding  # registers those on several ranks
 from phiquant.checkpoint import Checkpoint, CheckpointError, load, save
 from phiquant.checkpoint import open_checkpoint as open
 from phiquant.config import PhiConfig
@@ -17,6 +18,7 @@ from phiquant.verify import Verification, verify
 
 if TYPE_CHECKING:
     from phiquant.integrations.transformers import PhiQuantConfig as PhiQuantConfig
+    from phiquant.integrations.transformers import write_model_card as write_model_card
 
 __version__ = "0.1.0"
 __all__ = [
@@ -41,20 +43,21 @@ __all__ = [
 _autoload.arm()  # transformers' from_pretrained knows the method "phiquant" from here on
 
 
+_OF_TRANSFORMERS = ("PhiQuantConfig", "write_model_card")
+
+
 def __getattr__(name: str) -> Any:
     """``phiquant.PhiQuantConfig`` imports transformers when it is asked for."""
-    if name != "PhiQuantConfig":
+    if name not in _OF_TRANSFORMERS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        from phiquant.integrations.transformers import PhiQuantConfig
+        from phiquant.integrations import transformers
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "transformers":
             raise
-        raise ImportError(
-            "PhiQuantConfig needs transformers: pip install 'phiquant[hf]'"
-        ) from error
-    return PhiQuantConfig
+        raise ImportError(f"{name} needs transformers: pip install 'phiquant[hf]'") from error
+    return getattr(transformers, name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), "PhiQuantConfig"])
+    return sorted([*globals(), *_OF_TRANSFORMERS])

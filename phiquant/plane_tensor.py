@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -193,6 +194,19 @@ class PlaneTensor(TorchAOBaseTensor, metaclass=_PlaneTensorType):
         tensor = type(self)(**{name: getattr(self, name) for name in names} | changes)
         tensor.fqn, tensor.is_alias = self.fqn, True
         return tensor
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Copies each plane once; tensors that share planes go on sharing them."""
+        if id(self) in memo:
+            return cast(Self, memo[id(self)])
+        copied = self._apply_fn_to_data(lambda plane: copy.deepcopy(plane, memo))
+        if isinstance(self, nn.Parameter):
+            copied = cast(Self, nn.Parameter(copied, requires_grad=False))
+        own = copied.__dict__
+        rest = {name: value for name, value in self.__getstate__().items() if name not in own}
+        own.update(copy.deepcopy(rest, memo))
+        memo[id(self)] = copied
+        return copied
 
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled: a copy is nobody's alias."""

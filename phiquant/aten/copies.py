@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import return_and_correct_aliasing
 
 from phiquant.aten.fallback import refuse_write
+from phiquant.aten.rooms import fill
 from phiquant.codec import DTYPES
 from phiquant.tensor import PhiTensor
 
@@ -61,7 +62,8 @@ def _(func: Callable[..., Tensor], types: Any, args: Any, kwargs: Any) -> Tensor
             "plain checkpoint before compressing the model, and a compressed one into a model "
             "that was compressed with the same configuration"
         )
-    _copy_planes(self, source)
+    if not fill(self, source):
+        _copy_planes(self, source)
     return self
 
 
@@ -160,7 +162,6 @@ def _(func: Callable[..., Tensor], types: Any, args: Any, kwargs: Any) -> Tensor
         aten.rand_like.default,
         aten.randn_like.default,
         aten.new_empty.default,
-        aten.new_zeros.default,
         aten.new_ones.default,
         aten.new_full.default,
     ]

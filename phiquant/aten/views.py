@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import return_and_correct_aliasing
 
 from phiquant import codec
 from phiquant.aten.fallback import decode_and_run
+from phiquant.aten.rooms import FlatView
 from phiquant.codec.layout import BLOCK
 from phiquant.tensor import PhiTensor
 
@@ -42,6 +43,8 @@ def _(func: Callable[..., Tensor], types: Any, args: Any, kwargs: Any) -> Tensor
 @PhiTensor.implements([aten.view.default, aten._unsafe_view.default])
 def _(func: Callable[..., Tensor], types: Any, args: Any, kwargs: Any) -> Tensor:
     self, shape = args[0], _inferred(args[0], args[1])
+    if list(args[1]) == [-1] and not torch.compiler.is_compiling():
+        return FlatView(self)
     if shape == list(self.shape):
         return return_and_correct_aliasing(func, args, kwargs, self._with())
     columns = _columns_of(self, shape)
@@ -91,6 +94,8 @@ def _(func: Callable[..., Tensor], types: Any, args: Any, kwargs: Any) -> Tensor
     cut = _cut(self, _stored_dim(self, dim), start, stop, step)
     if cut is None:
         return _pierce(self, dim, *slice(start, stop).indices(self.columns)[:2], step)
+    if self.is_vacant and _stored_dim(self, dim) == 0 and not start:
+        cut.room = self
     return return_and_correct_aliasing(func, args, kwargs, cut)
 
 

@@ -2,7 +2,7 @@
 
 from phiquant.codec.decode import decode
 from phiquant.codec.encode import FITS, encode, encode_remainder
-from phiquant.codec.joins import join, shift_exponent
+from phiquant.codec.joins import join, repeat_row, shift_exponent
 from phiquant.codec.layout import DTYPES, GROUP_SIZES, Layout, Planes
 from phiquant.codec.packing import pack, unpack
 from phiquant.codec.scales import exponent_for, read_words
@@ -26,6 +26,7 @@ __all__ = [
     "pack",
     "pick_rows",
     "read_words",
+    "repeat_row",
     "shift_exponent",
     "unpack",
 ]

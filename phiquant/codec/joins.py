@@ -46,6 +46,19 @@ def shift_exponent(planes: Planes, by: int) -> Planes | None:
     return planes._replace(scale=words)
 
 
+def repeat_row(row: Planes, leading: Sequence[int]) -> Planes:
+    """Planes ``[*leading, columns]`` of a weight all whose rows are ``row``, ``[columns]``."""
+    planes = Planes(*(None if p is None else p.expand(*leading, -1).contiguous() for p in row[:4]))
+    if row.remainder is None:
+        return planes
+    count = torch.Size(leading).numel()
+    payload = row.remainder[: row.remainder.numel() - PADDING]
+    first = torch.arange(count, device=payload.device) * payload.numel()
+    begins = (first.unsqueeze(-1) + begins_of(row)).view(*leading, -1)
+    planes = planes._replace(remainder=torch.cat([payload.repeat(count), row.remainder[-PADDING:]]))
+    return _placed(planes, begins, tight=True)
+
+
 def _joined(planes: list[Tensor | None], dim: int) -> Tensor | None:
     present = [plane for plane in planes if plane is not None]
     return torch.cat(present, dim) if present else None
@@ -62,12 +75,17 @@ def _with_blocks(lossy: Planes, parts: Sequence[Planes], dim: int) -> Planes:
     padding = payloads[0].new_zeros(PADDING)
     joined = torch.cat(begins, dim)
     lossy = lossy._replace(remainder=torch.cat([*payloads, padding]))
-    tight = tightened(joined) if _follow(parts, begins, dim) else None
-    if tight is not None:
-        return lossy._replace(offsets=tight[0], starts=tight[1])
-    return lossy._replace(
-        offsets=torch.zeros_like(joined, dtype=torch.int16),
-        starts=joined.flatten().contiguous(),
+    return _placed(lossy, joined, tight=_follow(parts, begins, dim))
+
+
+def _placed(planes: Planes, begins: Tensor, tight: bool) -> Planes:
+    """``planes`` with blocks that begin at these bytes; ``tight`` if they follow each other."""
+    short = tightened(begins) if tight else None
+    if short is not None:
+        return planes._replace(offsets=short[0], starts=short[1])
+    return planes._replace(
+        offsets=torch.zeros_like(begins, dtype=torch.int16),
+        starts=begins.flatten().contiguous(),
     )
 
 

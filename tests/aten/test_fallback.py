@@ -24,10 +24,10 @@ class TestFallback:
             warnings.simplefilter("always")
             for _ in range(3):
                 matrix.sum()
-                torch.cat([matrix, other])
+                torch.stack([matrix, other])
         assert sorted(str(w.message).split(" is decoded")[0] for w in caught) == [
-            "phiquant: aten.cat.default has no compressed form, so block.weight",
-            "phiquant: aten.cat.default has no compressed form, so other.weight",
+            "phiquant: aten.stack.default has no compressed form, so block.weight",
+            "phiquant: aten.stack.default has no compressed form, so other.weight",
             "phiquant: aten.sum.default has no compressed form, so block.weight",
         ]
         assert all("filter_fn" in str(w.message) for w in caught)

@@ -66,7 +66,7 @@ class TestViews:
         "view",
         [
             lambda w: w.flatten(),
-            lambda w: w.view(-1),
+            lambda w: w.view(-1) + 0,
             lambda w: w.view(32, 96),
             lambda w: w.unsqueeze(0),
             lambda w: w.t().reshape(16, 192),
