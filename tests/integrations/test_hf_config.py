@@ -15,9 +15,18 @@ from phiquant import PhiConfig, PhiQuantConfig
 def test_has_the_arguments_and_defaults_of_phiconfig() -> None:
     ours = inspect.signature(PhiQuantConfig).parameters
     theirs = inspect.signature(PhiConfig).parameters
-    assert list(ours) == [*theirs, "modules_to_not_convert"]
+    assert list(ours)[: len(theirs)] == list(theirs)
     assert all(ours[name].default == theirs[name].default for name in theirs)
     assert PhiQuantConfig().phi_config == PhiConfig()
+
+
+def test_a_file_says_nothing_of_folders_and_cannot_name_one() -> None:
+    config = PhiQuantConfig(offload_folder="somewhere")
+    assert config.offload_folder == "somewhere"
+    assert "offload_folder" not in config.to_dict()
+    assert "offload_folder" not in config.to_json_string()
+    with pytest.raises(ValueError, match=r"unknown \['offload_folder'\]"):
+        PhiQuantConfig.from_dict(config.to_dict() | {"offload_folder": "elsewhere"})
 
 
 def test_phi_config_takes_every_setting() -> None:

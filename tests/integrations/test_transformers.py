@@ -327,12 +327,6 @@ def test_a_weight_of_another_shape_is_an_error(folder: Path) -> None:
         load(folder, quantization_config=PhiQuantConfig())
 
 
-def test_offloading_to_disk_is_refused(folder: Path) -> None:
-    device_map = {"model": "cpu", "lm_head": "disk"}
-    with pytest.raises(ValueError, match=r"disk yet, got \['lm_head'\]"):
-        load(folder, quantization_config=PhiQuantConfig(), device_map=device_map)
-
-
 # --- the loaded model -------------------------------------------------------------------------
 
 
