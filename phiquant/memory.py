@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 _EVERY = 1 << 24  # bytes of weights between two returns, which take milliseconds each
+_PAGEOUT = 21  # MADV_PAGEOUT of Linux 5.4
+_MAPS = Path("/proc/self/maps")
 
 
 def _trimmer() -> Callable[[int], object] | None:
@@ -21,9 +27,14 @@ class FreedMemory:
 
     glibc keeps what is freed in blocks below 32 MB. After compressing a model weight by weight
     that is several times the compressed size, in holes too scattered to be of use.
+
+    Args:
+        files: that are mapped and were read, whose pages go back, too; they are read again where
+            they are used again.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, files: Sequence[str | os.PathLike[str]] = ()) -> None:
+        self.files = [os.path.realpath(file) for file in files]
         self._trim = _trimmer()
         self._waiting = 0
 
@@ -38,3 +49,38 @@ class FreedMemory:
         self._waiting = 0
         if self._trim is not None:
             self._trim(0)
+        if self.files:
+            page_out(self.files)
+
+
+def page_out(files: Sequence[str]) -> None:
+    """Let go of the pages of mapped files that are in memory, where the system can (Linux).
+
+    Nothing is lost: a page that was written to is kept (or swapped), and the others are read from
+    the file again. A file of another owner stays in memory, from where the system may still take
+    it when it needs the room.
+
+    Args:
+        files: real paths.
+    """
+    advise = _adviser()
+    if advise is None:
+        return
+    for start, end in _mappings(set(files)):
+        advise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _PAGEOUT)
+
+
+@cache
+def _adviser() -> Any:
+    if not sys.platform.startswith("linux") or not _MAPS.exists():
+        return None
+    return getattr(ctypes.CDLL(None), "madvise", None)
+
+
+def _mappings(files: set[str]) -> Iterator[tuple[int, int]]:
+    """Where in memory these files are mapped."""
+    for line in _MAPS.read_text(errors="surrogateescape").splitlines():
+        place, _, _, _, _, *path = line.split(maxsplit=5)
+        if path and path[0] in files:
+            start, _, end = place.partition("-")
+            yield int(start, 16), int(end, 16)
