@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from phiquant.integrations.hf_disk import DiskWeights
     from phiquant.integrations.hf_loading import CompressOp, Loading
-    from phiquant.integrations.hf_reading import HeaderConverter
+    from phiquant.integrations.hf_reading import HeaderConverter, Reading
 
 
 class PhiHfQuantizer(HfQuantizer):

@@ -17,7 +17,7 @@ from transformers.core_model_loading import ConversionOps, WeightConverter
 from phiquant.checkpoint import Checkpoint, CheckpointError
 from phiquant.checkpoint.names import HEADER, PLANES, split_key
 from phiquant.quantize import leave_nested_path
-from phiquant.report import Compressed, Report
+from phiquant.report import Compressed, Report, Skipped
 from phiquant.tensor import PhiTensor
 
 _PLANE_KEY = rf"(?:^|\.)_[^.]+_(?:{'|'.join([HEADER, *PLANES])})$"
@@ -84,19 +84,20 @@ class Reading:
         return _parameter(_on_this_rank(tensor, place), device)
 
     def finish(self, model: nn.Module) -> Report:
-        """What was read; errors are not known of a checkpoint."""
+        """What was read; the errors of a weight are not known to a checkpoint."""
         leave_nested_path(model)
+        names: dict[int, list[str]] = {}
+        for name, weight in model.named_parameters(remove_duplicate=False):
+            names.setdefault(id(weight), []).append(name)
         report = Report()
-        names: dict[int, tuple[PhiTensor, list[str]]] = {}
-        for name, parameter in model.named_parameters(remove_duplicate=False):
-            if isinstance(parameter, PhiTensor):
-                names.setdefault(id(parameter), (parameter, []))[1].append(name)
-        for parameter, held in names.values():
-            parameter.fqn = held[0]
-            before = parameter.numel() * parameter.dtype.itemsize
-            report.compressed.append(
-                Compressed(tuple(held), tuple(parameter.shape), before, parameter.stored_bytes)
-            )
+        for weight in model.parameters():
+            held, shape = tuple(names[id(weight)]), tuple(weight.shape)
+            if isinstance(weight, PhiTensor):
+                weight.fqn = held[0]
+                before = weight.numel() * weight.dtype.itemsize
+                report.compressed.append(Compressed(held, shape, before, weight.stored_bytes))
+            else:
+                report.skipped.append(Skipped(held, shape, weight.nbytes, "not compressed"))
         return report
 
 

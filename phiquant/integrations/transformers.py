@@ -12,10 +12,11 @@ from transformers.quantizers import auto
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 
 from phiquant import quantize
+from phiquant.integrations.hf_card import model_card, write_model_card
 from phiquant.integrations.hf_config import METHOD, PhiQuantConfig
 from phiquant.integrations.hf_quantizer import PhiHfQuantizer, attach
 
-__all__ = ["PhiHfQuantizer", "PhiQuantConfig"]
+__all__ = ["PhiHfQuantizer", "PhiQuantConfig", "model_card", "write_model_card"]
 
 register_quantization_config(METHOD)(PhiQuantConfig)
 register_quantizer(METHOD)(PhiHfQuantizer)
