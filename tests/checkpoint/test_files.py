@@ -56,8 +56,8 @@ def test_several_files_need_an_index(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["../a.safetensors", "/etc/a.safetensors", "b/a.safetensors", "..", "", "a", "a.bin", "./a.safetensors",
-     "..\\a.safetensors", "C:a.safetensors", "C:\\a.safetensors", "a\0.safetensors",
+    ["../a.safetensors", "/etc/a.safetensors", "b/a.safetensors", "..", "", "a", "a.bin",
+     "./a.safetensors", "..\\a.safetensors", "C:a.safetensors", "C:\\a.safetensors", "a\0.safetensors",
      "\ud800.safetensors", 3, None, ["a.safetensors"], {"a": "b"}],
     ids=ascii,
 )  # fmt: skip
