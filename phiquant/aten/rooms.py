@@ -21,7 +21,7 @@ aten = torch.ops.aten
 def _(func: Callable[..., Tensor], types: Any, args: Any, kwargs: Any) -> Tensor:
     """Zeros with the same columns and no other dtype are compressed; rows can be copied to them."""
     self, shape = args[:2]
-    plain = any(value is not None for value in kwargs.values()) or len(shape) != self.dim()
+    plain = any(value not in (None, False) for value in kwargs.values())
     room = None if plain or torch.compiler.is_compiling() else zeros(self, shape)
     if room is None:
         example = torch.empty((), dtype=self.dtype, device=self.device)
@@ -47,11 +47,12 @@ def fill(rows: PhiTensor, source: PhiTensor) -> bool:
     room = rows.room
     if room is None or not room.is_vacant:
         return False
-    parts = [source, room.narrow(0, rows.shape[0], room.shape[0] - rows.shape[0])]
+    count = rows.scale_plane.shape[0]
+    parts = [source, aten.slice.Tensor(room, 0, count)]
     whole = concatenated(parts, 0)
     if whole is None:
         raise ValueError(f"{source.describe()}: its exponent {source.exponent} is not the room's")
-    for target, planes in ((room, whole), (rows, whole.narrow(0, 0, rows.shape[0]))):
+    for target, planes in ((room, whole), (rows, aten.slice.Tensor(whole, 0, 0, count))):
         for name in (*target.tensor_data_names, *target.optional_tensor_data_names):
             setattr(target, name, getattr(planes, name))
         target.exponent, target.fit = planes.exponent, source.fit
@@ -89,5 +90,5 @@ class FlatView(torch.Tensor):
         values: Tensor = decode_and_run(torch.reshape, (self.weight, (-1,)), {})
         return values
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"FlatView({self.weight!r})"

@@ -48,7 +48,12 @@ def shift_exponent(planes: Planes, by: int) -> Planes | None:
 
 def repeat_row(row: Planes, leading: Sequence[int]) -> Planes:
     """Planes ``[*leading, columns]`` of a weight all whose rows are ``row``, ``[columns]``."""
-    planes = Planes(*(None if p is None else p.expand(*leading, -1).contiguous() for p in row[:4]))
+    index, deviation, deviation_low, scale = (
+        None if plane is None else plane.expand(*leading, -1).contiguous() for plane in row[:4]
+    )
+    assert index is not None
+    assert scale is not None
+    planes = Planes(index, deviation, deviation_low, scale)
     if row.remainder is None:
         return planes
     count = torch.Size(leading).numel()

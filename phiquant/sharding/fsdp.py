@@ -133,5 +133,5 @@ def _refill(out: PhiTensor, whole: PhiTensor) -> None:
     out.exponent, out.stored_dtype = whole.exponent, whole.stored_dtype
 
 
-PhiTensor.fsdp_pre_all_gather = fsdp_pre_all_gather  # type: ignore[attr-defined]
-PhiTensor.fsdp_post_all_gather = fsdp_post_all_gather  # type: ignore[attr-defined]
+PhiTensor.fsdp_pre_all_gather = fsdp_pre_all_gather
+PhiTensor.fsdp_post_all_gather = fsdp_post_all_gather
