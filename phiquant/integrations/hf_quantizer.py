@@ -173,8 +173,8 @@ def attach(model: nn.Module, config: PhiConfig, report: Report) -> None:
     settings = PhiQuantConfig(**asdict(config), measured=measured(report))
     quantizer: Any = PhiHfQuantizer(settings, pre_quantized=False)
     quantizer.report = report
-    model.hf_quantizer = quantizer
-    model.is_quantized, model.quantization_method = True, METHOD
+    known: Any = model
+    known.hf_quantizer, known.is_quantized, known.quantization_method = quantizer, True, METHOD
     quantizer.postprocess_model(model)
 
 

@@ -401,12 +401,6 @@ def test_dequantize_gives_a_plain_model_back(
     assert_same(again, plain)
 
 
-def test_saving_is_refused_until_it_is_possible(folder: Path, tmp_path: Path) -> None:
-    loaded = load(folder, quantization_config=PhiQuantConfig())
-    with pytest.raises(ValueError, match="not serializable"):
-        loaded.save_pretrained(tmp_path / "compressed")
-
-
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiled_forward_has_no_graph_break(folder: Path, backend: str) -> None:
     loaded = load(folder, quantization_config=PhiQuantConfig())
