@@ -1,4 +1,4 @@
-"""Tell transformers about phiquant without importing transformers."""
+"""Tell transformers and PEFT about phiquant without importing them."""
 
 from __future__ import annotations
 
@@ -11,38 +11,46 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-REGISTRY = "transformers.quantizers.auto"
-INTEGRATION = "phiquant.integrations.transformers"
+# Once the module on the left is loaded, the one on the right is imported and changes it.
+INTEGRATIONS = {
+    "transformers.quantizers.auto": "phiquant.integrations.transformers",
+    "peft.tuners.lora.model": "phiquant.integrations.peft",
+}
 
 
 def arm() -> None:
-    """Register the quantizer now if transformers' registry is loaded, else as soon as it is."""
-    if REGISTRY in sys.modules:
-        _register()
-    elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())
+    """Register with every library that is loaded now, and with the others as soon as they are."""
+    for awaited in INTEGRATIONS:
+        if awaited in sys.modules:
+            _register(awaited)
+        elif not any(isinstance(f, _Finder) and f.awaited == awaited for f in sys.meta_path):
+            sys.meta_path.insert(0, _Finder(awaited))
 
 
-def _register() -> None:
+def _register(awaited: str) -> None:
     """Never raises: it runs inside of somebody's `import transformers`."""
     try:
-        importlib.import_module(INTEGRATION)
+        importlib.import_module(INTEGRATIONS[awaited])
     except Exception as error:
+        library = awaited.partition(".")[0]
         warnings.warn(
-            f"phiquant: cannot register with this transformers, so its from_pretrained does not "
-            f"know phiquant: {error}",
+            f"phiquant: cannot register with this {library}, which therefore does not know "
+            f"phiquant: {error}",
             RuntimeWarning,
             stacklevel=2,
         )
 
 
 class _Finder(MetaPathFinder):
-    """Waits for the registry's import, once, and leaves every other import alone."""
+    """Waits for the import of one module, once, and leaves every other import alone."""
+
+    def __init__(self, awaited: str) -> None:
+        self.awaited = awaited
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != REGISTRY:
+        if fullname != self.awaited:
             return None
         if self in sys.meta_path:
             sys.meta_path.remove(self)
@@ -66,4 +74,4 @@ class _RegisteringLoader(Loader):
         if module.__spec__ is not None:
             module.__spec__.loader = self.inner
         self.inner.exec_module(module)
-        _register()
+        _register(module.__name__)

@@ -1,4 +1,4 @@
-"""Registration with transformers, whichever is imported first, and without importing it."""
+"""Registration with transformers and PEFT, in any order of imports, and without importing them."""
 
 from __future__ import annotations
 
@@ -69,6 +69,22 @@ def test_an_integration_that_fails_does_not_break_transformers() -> None:
     assert "cannot register" in out
 
 
+PEFT_KNOWN = """
+from peft import prepare_model_for_kbit_training
+from peft.tuners.lora import model
+assert model.dispatch_torchao.__module__ == "phiquant.integrations.peft"
+assert prepare_model_for_kbit_training.__module__ == "peft.utils.other"  # as functools.wraps says
+assert prepare_model_for_kbit_training.__code__.co_filename.endswith("integrations/peft.py")
+"""
+
+
+@pytest.mark.parametrize("first", ["phiquant", "peft"])
+def test_peft(first: str) -> None:
+    pytest.importorskip("peft")
+    light = "assert 'peft' not in sys.modules\n" if first == "phiquant" else ""
+    run(f"import {first}\n{light}import phiquant\n{PEFT_KNOWN}")
+
+
 @pytest.fixture
 def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A stand-in for transformers' registry, and an integration that notes its import."""
@@ -79,8 +95,8 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.syspath_prepend(tmp_path)
     others = [finder for finder in sys.meta_path if not isinstance(finder, autoload._Finder)]
     monkeypatch.setattr(sys, "meta_path", others)  # phiquant's own waits if it was imported first
-    monkeypatch.setattr(autoload, "REGISTRY", "registry_of_methods")
-    monkeypatch.setattr(autoload, "INTEGRATION", "integration_of_phi")
+    integrations = {"registry_of_methods": "integration_of_phi"}
+    monkeypatch.setattr(autoload, "INTEGRATIONS", integrations)
     yield "registry_of_methods"
     for name in ("registry_of_methods", "integration_of_phi"):
         sys.modules.pop(name, None)
