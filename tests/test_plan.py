@@ -32,15 +32,23 @@ def old_style(wrap: Callable[[nn.Module], nn.Module]) -> nn.Module:
     ("make", "leaf", "reason"),
     [
         (lambda: nn.Linear(128, 64), "bias", "a bias is not a weight matrix"),
-        (lambda: nn.Conv2d(64, 64, 3), "weight", "Conv2d is not supported yet"),
-        (lambda: nn.EmbeddingBag(100, 64), "weight", "EmbeddingBag is not supported yet"),
-        (lambda: nn.Bilinear(64, 64, 64), "weight", "Bilinear is not supported yet"),
-        (lambda: nn.LSTM(64, 64), "weight_ih_l0", "LSTM is not supported yet"),
-        (lambda: nn.LayerNorm(64), "weight", "LayerNorm is not supported yet"),
         (
-            lambda: nn.MultiheadAttention(64, 4),
-            "in_proj_weight",
-            "MultiheadAttention is not supported yet",
+            lambda: nn.Conv2d(64, 64, 3, groups=64),
+            "weight",
+            r"would not shrink \(rows of 9 in groups of 64\)",
+        ),
+        (lambda: nn.LazyConv2d(64, 3), "weight", "not initialised yet; run the module once first"),
+        (lambda: nn.EmbeddingBag(100, 64), "weight", "EmbeddingBag runs in a fused kernel"),
+        (lambda: nn.Bilinear(64, 64, 64), "weight", "Bilinear runs in a fused kernel"),
+        (lambda: nn.LSTM(64, 64), "weight_ih_l0", "LSTM runs in a fused kernel that takes plain"),
+        (lambda: nn.GRU(64, 64), "weight_hh_l0", "GRU runs in a fused kernel that takes plain"),
+        (lambda: nn.RNN(64, 64), "weight_hh_l0", "RNN runs in a fused kernel that takes plain"),
+        (lambda: nn.LSTMCell(64, 64), "weight_ih", "LSTMCell runs in a fused kernel"),
+        (lambda: nn.LayerNorm(64), "weight", "LayerNorm is not a layer whose weights are"),
+        (
+            lambda: nn.MultiheadAttention(64, 4, add_bias_kv=True),
+            "bias_k",
+            "a bias_k is not a weight matrix",
         ),
         (
             lambda: nn.Embedding(99, 64, max_norm=1.0),
@@ -161,7 +169,9 @@ class TestShared:
     def test_with_an_unsupported_module_it_is_left_alone(self) -> None:
         model = nn.Sequential(nn.Linear(64, 100, bias=False), nn.EmbeddingBag(100, 64))
         model[1].weight = model[0].weight
-        expected = "1.weight: EmbeddingBag is not supported yet"
+        expected = (
+            "1.weight: EmbeddingBag runs in a fused kernel that takes plain weights only"
+        )
         assert reasons(model) == {"0.weight": expected, "1.weight": expected}
 
     def test_a_filter_must_want_every_place(self) -> None:
@@ -208,7 +218,7 @@ class TestHeads:
 class TestFilter:
     def test_it_is_asked_for_modules_that_could_be_compressed(self) -> None:
         asked = []
-        model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Conv1d(4, 4, 3), nn.Embedding(9, 64))
+        model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.GRUCell(4, 4), nn.Embedding(9, 64))
         plan(model, PhiConfig(), lambda module, name: asked.append((module, name)) or True)
         assert asked == [(model[0], "0"), (model[3], "3")]
 

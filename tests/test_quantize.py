@@ -204,7 +204,7 @@ class TestBadModels:
         reasons = {s.names[0]: s.reason for s in report.skipped}
         assert "torch.float64" in reasons["0.weight"]
         assert "torch.complex64" in reasons["1.weight"]
-        assert reasons["codes"] == "Sequential is not supported yet"
+        assert reasons["codes"] == "Sequential is not a layer whose weights are compressed"
 
     @pytest.mark.parametrize("model", [torch.ones(2, 64), {}, None])
     def test_what_is_no_model_is_refused(self, model: object) -> None:

@@ -90,7 +90,8 @@ class TestTransformers:
         x = torch.randn(2, 5, 128)
         with mode():
             before = model(x, x, x)[0]
-            assert [c.names for c in phiquant.quantize_(model).compressed] == [("out_proj.weight",)]
+            names = [c.names[0] for c in phiquant.quantize_(model).compressed]
+            assert names == ["in_proj_weight", "out_proj.weight"]
             assert 1e-4 < relative(model(x, x, x)[0], before) < 0.01
 
     @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
@@ -205,7 +206,8 @@ class TestTorchao:
         [
             (lambda: nn.Linear(16, 8), "0.weight", "would not shrink"),
             (lambda: nn.Linear(128, 8), "0.bias", "a bias is not a weight matrix"),
-            (lambda: nn.Conv1d(64, 64, 3), "0.weight", "Conv1d is not supported yet"),
+            (lambda: nn.Conv1d(64, 64, 3, groups=64), "0.weight", "would not shrink (rows of 3"),
+            (lambda: nn.GRU(64, 64), "0.weight_ih_l0", "GRU runs in a fused kernel"),
             (lambda: nn.Linear(128, 8).double(), "0.weight", "got torch.float64"),
         ],
     )

@@ -87,9 +87,11 @@ def _dispatch(cls: Any, func: Any, types: Any, args: Any = (), kwargs: Any = Non
 
 
 def _handle(handler: Any, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
-    if handler is None:
-        return decode_and_run(func, args, kwargs)
-    return handler(func, types, args, kwargs or {})
+    if handler is not None:
+        return handler(func, types, args, kwargs or {})
+    # Inference mode leaves whole what otherwise comes as its parts, some of which have a handler.
+    result = func.decompose(*args, **(kwargs or {}))
+    return decode_and_run(func, args, kwargs) if result is NotImplemented else result
 
 
 def _function(cls: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
