@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -173,61 +172,3 @@ class TestCopies:
         assert matrix.tolist() == dense.tolist()
         assert matrix[3, 5].item() == dense[3, 5].item()
         assert len(matrix) == 16
-
-
-class TestStateDicts:
-    @pytest.fixture
-    def pair(self) -> tuple[nn.Module, nn.Module]:
-        """Two models of equal layout but different values, one of them with a far exponent."""
-        models = tuple(nn.Sequential(nn.Linear(128, 16)) for _ in range(2))
-        models[0][0].weight.data.mul_(1e6)
-        for model in models:
-            phiquant.quantize_(model)
-        return models
-
-    @pytest.mark.parametrize("assign", [False, True])
-    def test_between_equally_compressed_models(self, pair: Any, assign: bool) -> None:
-        source, target = pair
-        target.load_state_dict(source.state_dict(), strict=True, assign=assign)
-        assert torch.equal(target[0].weight, source[0].weight)
-        assert isinstance(target[0].weight, nn.Parameter)
-        x = torch.randn(3, 128)
-        assert torch.equal(target(x), source(x))
-
-    def test_of_different_dtypes(self) -> None:
-        source, target = nn.Linear(128, 16).bfloat16(), nn.Linear(128, 16)
-        for model in (source, target):
-            phiquant.quantize_(model)
-        target.load_state_dict(source.state_dict())
-        assert target.weight.dtype == torch.float32
-        assert torch.equal(target.weight.dequantize().bfloat16(), source.weight.dequantize())
-
-    def test_a_plain_checkpoint_does_not_fit(self, pair: Any) -> None:
-        with pytest.raises(RuntimeError, match=r"load a plain checkpoint before compressing"):
-            pair[1].load_state_dict(nn.Sequential(nn.Linear(128, 16)).state_dict())
-
-    def test_a_compressed_checkpoint_decodes_into_a_plain_model(self, pair: Any) -> None:
-        plain = nn.Sequential(nn.Linear(128, 16))
-        plain.load_state_dict(pair[0].state_dict())
-        assert torch.equal(plain[0].weight, pair[0][0].weight.dequantize())
-
-    def test_assigning_into_a_plain_model(self, pair: Any) -> None:
-        with torch.device("meta"):
-            plain = nn.Sequential(nn.Linear(128, 16))
-        with pytest.raises(RuntimeError, match=r"model\.requires_grad_\(False\) first"):
-            plain.load_state_dict(pair[0].state_dict(), assign=True)
-        plain.requires_grad_(False).load_state_dict(pair[0].state_dict(), assign=True)
-        x = torch.randn(3, 128)
-        assert torch.equal(plain(x), pair[0](x))
-
-    def test_a_functional_call_takes_it(self, pair: Any) -> None:
-        x = torch.randn(3, 128)
-        plain = nn.Sequential(nn.Linear(128, 16))
-        called = torch.func.functional_call(plain, pair[0].state_dict(), (x,))
-        assert torch.equal(called, pair[0](x))
-
-    def test_different_configurations_do_not_fit(self, pair: Any) -> None:
-        other = nn.Sequential(nn.Linear(128, 16))
-        phiquant.quantize_(other, PhiConfig(index_bits=5))
-        with pytest.raises(RuntimeError, match="has index_bits 5 instead of 4"):
-            pair[0].load_state_dict(other.state_dict())
