@@ -153,6 +153,8 @@ class Checkpoint(Mapping[str, Tensor]):
         return name in self._planes or name in self._stored
 
     def __getitem__(self, name: str) -> Tensor:
+        """The tensor of this name, which may be a further name of a shared one."""
+        name = self.tied.get(name, name)
         if name in self._stored:
             return self._stored[name].map()
         if name not in self._planes:
