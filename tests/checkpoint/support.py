@@ -114,7 +114,10 @@ class RawFile:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        octets = path.read_bytes()
+        return cls.of(path.read_bytes())
+
+    @classmethod
+    def of(cls, octets: bytes) -> Self:
         (size,) = struct.unpack("<Q", octets[:8])
         header, data = json.loads(octets[8 : 8 + size]), octets[8 + size :]
         metadata = header.pop("__metadata__", {})
@@ -125,6 +128,9 @@ class RawFile:
         return cls(entries, metadata)
 
     def write(self, path: Path) -> None:
+        path.write_bytes(self.octets())
+
+    def octets(self) -> bytes:
         said: list[tuple[str, Any]] = [("__metadata__", self.metadata)] if self.metadata else []
         at = 0
         for key, entry in self.entries.items():
@@ -136,12 +142,12 @@ class RawFile:
         header = f"{{{body}}}".encode()
         header += b" " * (-len(header) % 8)
         data = b"".join(entry.data for entry in self.entries.values())
-        path.write_bytes(struct.pack("<Q", len(header)) + header + data)
+        return struct.pack("<Q", len(header)) + header + data
 
     def numbers(self, key: str) -> list[int]:
         """A tensor of int64 numbers."""
         data = self.entries[key].data
-        return list(struct.unpack(f"<{len(data) // 8}q", data))
+        return list(struct.unpack(f"<{len(data) // 8}q", data[: len(data) // 8 * 8]))
 
     def put_numbers(self, key: str, numbers: list[int]) -> None:
         data = struct.pack(f"<{len(numbers)}q", *numbers)

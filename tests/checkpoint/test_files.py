@@ -57,8 +57,8 @@ def test_several_files_need_an_index(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     ["../a.safetensors", "/etc/a.safetensors", "b/a.safetensors", "..", "", "a", "a.bin",
-     "./a.safetensors", "..\\a.safetensors", "C:a.safetensors", "C:\\a.safetensors", "a\0.safetensors",
-     "\ud800.safetensors", 3, None, ["a.safetensors"], {"a": "b"}],
+     "./a.safetensors", "..\\a.safetensors", "C:a.safetensors", "C:\\a.safetensors",
+     "a\0.safetensors", "\ud800.safetensors", 3, None, ["a.safetensors"], {"a": "b"}],
     ids=ascii,
 )  # fmt: skip
 def test_an_index_leads_nowhere_else(tmp_path: Path, name: Any) -> None:
