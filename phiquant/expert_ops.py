@@ -20,7 +20,7 @@ from phiquant.ops import BITS, COUNT, PLANES, TAGS
 _library = torch.library.Library("phiquant", "FRAGMENT")
 for _name in ("grouped_linear", "grouped_linear_backward"):
     _library.define(
-        f"{_name}(Tensor x, {PLANES}, Tensor offsets, int columns, {BITS}) -> Tensor", tags=TAGS
+        f"{_name}(Tensor x, {PLANES}, Tensor ends, int columns, {BITS}) -> Tensor", tags=TAGS
     )
 _library.define(
     f"gather(Tensor indices, {PLANES}, int columns, {BITS}, ScalarType dtype) -> Tensor", tags=TAGS
@@ -30,23 +30,23 @@ _library.define(
 def _grouped_linear(x: Tensor, *arguments: Any) -> Tensor:
     """``x[start:stop] @ weight[expert].T``, ``[tokens, columns]`` to ``[tokens, rows]``.
 
-    ``offsets``, int32 or int64 ``[experts]``, ascend and tell where the tokens of each expert end;
+    ``ends``, int32 or int64 ``[experts]``, ascend and tell where the tokens of each expert end;
     those after the last expert's have a result of zero.
     """
-    planes, offsets, layout = _split(arguments)
-    _check(x, planes, offsets, layout[0])
+    planes, ends, layout = _split(arguments)
+    _check(x, planes, ends, layout[0])
     result = x.new_zeros((x.shape[0], planes.scale.shape[-2]))
-    for one, start, stop in _groups(planes, offsets, layout[0], x.shape[0]):
+    for one, start, stop in _groups(planes, ends, layout[0], x.shape[0]):
         result[start:stop] = torch.ops.phiquant.linear(x[start:stop], *one, None, *layout)
     return result
 
 
 def _grouped_linear_backward(x: Tensor, *arguments: Any) -> Tensor:
     """``x[start:stop] @ weight[expert]``, ``[tokens, rows]`` to ``[tokens, columns]``."""
-    planes, offsets, layout = _split(arguments)
-    _check(x, planes, offsets, planes.scale.shape[-2])
+    planes, ends, layout = _split(arguments)
+    _check(x, planes, ends, planes.scale.shape[-2])
     result = x.new_zeros((x.shape[0], layout[0]))
-    for one, start, stop in _groups(planes, offsets, layout[0], x.shape[0]):
+    for one, start, stop in _groups(planes, ends, layout[0], x.shape[0]):
         result[start:stop] = x[start:stop] @ torch.ops.phiquant.decode(*one, *layout, x.dtype)
     return result
 
@@ -86,14 +86,14 @@ def _split(arguments: tuple[Any, ...]) -> tuple[Planes, Tensor, tuple[Any, ...]]
 
 
 def _groups(
-    planes: Planes, offsets: Tensor, columns: int, tokens: int
+    planes: Planes, ends: Tensor, columns: int, tokens: int
 ) -> Iterator[tuple[Planes, int, int]]:
     """The planes of every expert that has tokens, and where these are."""
     start = 0
-    for expert, stop in enumerate(offsets.tolist()):
+    for expert, stop in enumerate(ends.tolist()):
         if not start <= stop <= tokens:
             raise ValueError(
-                f"offsets: expected ascending numbers of at most {tokens}, the tokens, "
+                f"ends: expected ascending numbers of at most {tokens}, the tokens, "
                 f"got {stop} after {start}"
             )
         if stop > start:
@@ -101,7 +101,7 @@ def _groups(
         start = stop
 
 
-def _check(x: Tensor, planes: Planes, offsets: Tensor, width: int) -> None:
+def _check(x: Tensor, planes: Planes, ends: Tensor, width: int) -> None:
     ops.check_dtype("x", x.dtype)
     if planes.scale.dim() != 3:
         raise ValueError(
@@ -109,10 +109,10 @@ def _check(x: Tensor, planes: Planes, offsets: Tensor, width: int) -> None:
         )
     if x.dim() != 2 or x.shape[-1] != width:
         raise ValueError(f"x: expected shape (tokens, {width}), got {tuple(x.shape)}")
-    _check_indices("offsets", offsets)
-    if tuple(offsets.shape) != (planes.scale.shape[0],):
+    _check_indices("ends", ends)
+    if tuple(ends.shape) != (planes.scale.shape[0],):
         expected = f"shape ({planes.scale.shape[0]},), one number an expert"
-        raise ValueError(f"offsets: expected {expected}, got {tuple(offsets.shape)}")
+        raise ValueError(f"ends: expected {expected}, got {tuple(ends.shape)}")
 
 
 def _check_indices(name: str, numbers: Tensor) -> None:
@@ -121,16 +121,16 @@ def _check_indices(name: str, numbers: Tensor) -> None:
 
 
 def _fake_grouped_linear(x: Tensor, *arguments: Any) -> Tensor:
-    planes, offsets, layout = _split(arguments)
+    planes, ends, layout = _split(arguments)
     ops.check_device("x", x, planes.index)
-    _check(x, planes, offsets, layout[0])
+    _check(x, planes, ends, layout[0])
     return x.new_empty((x.shape[0], planes.scale.shape[-2]))
 
 
 def _fake_grouped_linear_backward(x: Tensor, *arguments: Any) -> Tensor:
-    planes, offsets, layout = _split(arguments)
+    planes, ends, layout = _split(arguments)
     ops.check_device("x", x, planes.index)
-    _check(x, planes, offsets, planes.scale.shape[-2])
+    _check(x, planes, ends, planes.scale.shape[-2])
     return x.new_empty((x.shape[0], layout[0]))
 
 
@@ -146,7 +146,7 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> Non
 
 
 def _backward_by(op: Any) -> Any:
-    """The two products are each other's derivative; planes and offsets have none."""
+    """The two products are each other's derivative; planes and ends have none."""
 
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         of_input = op(gradient, *ctx.saved_tensors, *ctx.layout)
