@@ -25,7 +25,7 @@ KERNEL_TESTS ?= $(wildcard tests/test_ops*.py tests/test_kernels*.py tests/ops t
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv install develop demo test test-fast lint mypy format docs bench-exact bench-quality sanitize \
+.PHONY: help venv install develop demo examples test test-fast lint mypy format docs bench-exact bench-quality sanitize \
 	wheel clean FORCE
 
 help: ## list the targets and variables
@@ -70,6 +70,13 @@ test: develop ## the whole test suite
 
 test-fast: develop ## the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_FLAGS)
+
+# The demo loads a real model and takes minutes; the others take seconds each.
+EXAMPLES := $(filter-out examples/demo.py,$(sort $(wildcard examples/*.py)))
+
+examples: develop ## every example but the demo
+	@set -e; for example in $(EXAMPLES); do \
+	  echo "--- $$example"; PYTHONPATH=. $(BIN)/python "$$example"; done
 
 bench-exact: develop ## sizes of the lossless tier next to zstd and zipnn, checked bit for bit
 	$(PIP) $(PIP_FLAGS) -e '.[peers]'
