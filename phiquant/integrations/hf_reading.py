@@ -16,6 +16,7 @@ from transformers.core_model_loading import ConversionOps, WeightConverter
 
 from phiquant.checkpoint import Checkpoint, CheckpointError
 from phiquant.checkpoint.names import HEADER, PLANES, split_key
+from phiquant.integrations.hf_parallel import held, is_shared, settle
 from phiquant.quantize import leave_nested_path
 from phiquant.report import Compressed, Report, Skipped
 from phiquant.tensor import PhiTensor
@@ -86,18 +87,20 @@ class Reading:
     def finish(self, model: nn.Module) -> Report:
         """What was read; the errors of a weight are not known to a checkpoint."""
         leave_nested_path(model)
+        settle(model)
         names: dict[int, list[str]] = {}
         for name, weight in model.named_parameters(remove_duplicate=False):
             names.setdefault(id(weight), []).append(name)
         report = Report()
         for weight in model.parameters():
-            held, shape = tuple(names[id(weight)]), tuple(weight.shape)
+            places, weight = tuple(names[id(weight)]), held(weight)
+            shape = tuple(weight.shape)  # of this rank's part, if ranks share it
             if isinstance(weight, PhiTensor):
-                weight.fqn = held[0]
+                weight.fqn = places[0]
                 before = weight.numel() * weight.dtype.itemsize
-                report.compressed.append(Compressed(held, shape, before, weight.stored_bytes))
+                report.compressed.append(Compressed(places, shape, before, weight.stored_bytes))
             else:
-                report.skipped.append(Skipped(held, shape, weight.nbytes, "not compressed"))
+                report.skipped.append(Skipped(places, shape, weight.nbytes, "not compressed"))
         return report
 
 
@@ -155,11 +158,11 @@ def _at_segment(leaf: str) -> str:
 
 def _on_this_rank(tensor: PhiTensor, place: Tensor) -> Tensor:
     """The part of the weight that this rank holds; the whole where ranks do not share it."""
-    if not hasattr(place, "device_mesh"):
+    if not is_shared(place):
         return tensor
     from phiquant.sharding import local_shard
 
-    return local_shard(tensor, place)  # type: ignore[arg-type]
+    return local_shard(tensor, place)
 
 
 def _parameter(tensor: Tensor, device: Any) -> nn.Parameter:
