@@ -73,6 +73,7 @@ def _check_here(place: Owned) -> None:
 def _forget_quantizers(model: nn.Module) -> None:
     """A transformers model that says it is compressed would be saved as if it were."""
     for module in list(model.modules()):
-        forget = getattr(getattr(module, "hf_quantizer", None), "forget", None)
+        # not what a wrapper, such as PEFT's, passes on from the model inside of it
+        forget = getattr(vars(module).get("hf_quantizer"), "forget", None)
         if forget is not None:
             forget(module)
