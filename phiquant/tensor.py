@@ -44,6 +44,7 @@ group_size=64, grid='phi', dtype=torch.float32, device='cpu')
         name: str = "weight",
         transposed: bool = False,
         column_dims: int = 1,
+        exponent: int | None = None,
     ) -> PhiTensor:
         """Compress a high-precision weight.
 
@@ -61,6 +62,7 @@ group_size=64, grid='phi', dtype=torch.float32, device='cpu')
             transposed: the weight is ``[..., columns, rows]``, as GPT-2's ``[in, out]``.
             column_dims: how many of its last dimensions make up the columns: 3 for the
                 ``[out, in, height, width]`` of a ``Conv2d``. The tensor keeps the weight's shape.
+            exponent: of the whole weight where this is a part of it; the default is what suits it.
 
         Raises:
             TypeError: the weight is no plain tensor of a supported floating-point dtype.
@@ -72,7 +74,8 @@ group_size=64, grid='phi', dtype=torch.float32, device='cpu')
         config = PhiConfig.checked(config)
         if isinstance(weight, PhiTensor):
             raise TypeError(f"{name}: is compressed already; use .dequantize() to start anew")
-        exponent = exponent_for(check_weight(weight, name, config.exact))
+        largest = check_weight(weight, name, config.exact)
+        exponent = exponent_for(largest) if exponent is None else exponent
         storage = Storage(transposed, column_dims)
         storage.check(weight, name)
         stored = storage.apply(weight.detach())

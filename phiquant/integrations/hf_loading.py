@@ -13,6 +13,7 @@ from transformers.core_model_loading import ConversionOps
 
 from phiquant.integrations.hf_config import PhiQuantConfig
 from phiquant.integrations.hf_disk import DiskWeights
+from phiquant.integrations.hf_parallel import compress_shard, held, is_shared, settle
 from phiquant.memory import FreedMemory
 from phiquant.plan import Slot, plan
 from phiquant.quantize import compress_parameter, quantize_
@@ -70,8 +71,10 @@ class Loading:
             return parameter.element_size()
         return slot.stored_bytes / parameter.numel()
 
-    def compress(self, name: str, weight: Tensor) -> Tensor:
+    def compress(self, name: str, weight: Tensor, place: Tensor | None = None) -> Tensor:
         """The parameter to put in the place of a weight that was just read from a file.
+
+        Where ranks share ``place``, the parameter that is there now, the weight is a rank's part.
 
         A weight that does not fit its place is returned as it is for transformers to report; one
         that cannot be compressed, too: :meth:`finish` raises for all of them.
@@ -80,14 +83,18 @@ class Loading:
         if slot is None or name not in self.waiting:
             return weight
         self.waiting.discard(name)
-        if slot.config is None or tuple(weight.shape) != slot.shape:
+        shape = tuple(held(place).shape) if is_shared(place) else slot.shape
+        if slot.config is None or tuple(weight.shape) != shape:
             return weight
         try:
-            check_weight(weight, name, slot.config.exact)
+            if is_shared(place):
+                outcome = compress_shard(weight, slot, name, place)
+            else:
+                check_weight(weight, name, slot.config.exact)
+                outcome = compress_parameter(weight, slot.config, name, slot.storage)
         except (TypeError, ValueError) as error:
             self.refused.append(str(error))
             return weight
-        outcome = compress_parameter(weight, slot.config, name, slot.storage)
         if outcome.parameter is None:
             self.grown[_module(name)] = outcome.reason
             return weight
@@ -119,6 +126,7 @@ class Loading:
                 if entry.names[0] in planned
             }
             slots = plan(model, self.config.phi_config, self._is_wanted)
+        settle(model)
         self.disk.put_rest(model, done=set(self.errors))
         self.freed.give_back()
         report = self._report(slots)
@@ -154,16 +162,15 @@ class Loading:
     def _report(self, slots: list[Slot]) -> Report:
         report = Report()
         for slot in slots:
-            names, weight = tuple(slot.names), slot.parameter
+            names, weight = tuple(slot.names), held(slot.parameter)
             if not isinstance(weight, PhiTensor):
                 report.skipped.append(Skipped(names, slot.shape, slot.bytes, self._reason(slot)))
                 continue
             weight.fqn = names[0]  # which of several names it had in the file does not matter
             error = next((self.errors[name] for name in names if name in self.errors), None)
             before = weight.numel() * weight.dtype.itemsize
-            report.compressed.append(
-                Compressed(names, slot.shape, before, weight.stored_bytes, error)
-            )
+            shape = tuple(weight.shape)  # of this rank's part, if ranks share it
+            report.compressed.append(Compressed(names, shape, before, weight.stored_bytes, error))
         return report
 
     def _reason(self, slot: Slot) -> str:
@@ -189,10 +196,12 @@ class CompressOp(ConversionOps):
     ) -> dict[str, list[Tensor]]:
         """``{parameter name: weight or [weight]}`` to ``{parameter name: [parameter]}``."""
         loaded: dict[str, list[Tensor]] = {}
+        model = kwargs.get("model")
         while input_dict:
             name, weight = input_dict.popitem()
             weight = weight[0] if isinstance(weight, list) else weight
-            loaded[name] = [self.loading.compress(name, weight)]
+            place = None if model is None else model.get_parameter_or_buffer(name)
+            loaded[name] = [self.loading.compress(name, weight, place)]
         return loaded
 
 

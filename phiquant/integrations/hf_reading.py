@@ -118,7 +118,10 @@ class HeaderConverter(WeightConverter):
             CheckpointError: as :meth:`Reading.parameter`.
         """
         (operation,) = self.operations
-        keys, device = sorted(self.layer_targets[layer_name]), self._device()
+        place = model.get_parameter(layer_name)
+        # What a rank's part of a header would be has no meaning, and cannot always be cut.
+        device = device_of(place) if is_shared(place) else self._device()
+        keys = sorted(self.layer_targets[layer_name])
         reading: Reading = operation.reading  # type: ignore[attr-defined]
         for key in keys:
             split = split_key(key)
@@ -127,7 +130,7 @@ class HeaderConverter(WeightConverter):
         return {layer_name: parameter}
 
     def _device(self) -> torch.device | None:
-        """Where transformers put the header; None where ranks share the weight."""
+        """Where transformers put the header."""
         found = self.materialize_tensors()
         devices = [tensor.device for tensors in found.values() for tensor in tensors]
         return devices[0] if devices else None

@@ -16,7 +16,7 @@ from phiquant.tensor import PhiTensor
 _told: set[str] = set()
 
 
-def cut(tensor: PhiTensor, intervals: Intervals) -> Tensor:
+def cut(tensor: PhiTensor, intervals: Intervals, others: Sequence[Intervals] = ()) -> Tensor:
     """The parts of a weight within ``intervals``, put together.
 
     Rows, experts and whole groups of columns stay the planes they are, and are views of them where
@@ -28,6 +28,8 @@ def cut(tensor: PhiTensor, intervals: Intervals) -> Tensor:
     Args:
         tensor: the whole weight.
         intervals: for every dimension of its shape, ascending ``[start, stop)``.
+        others: those of all ranks, if they shall have one kind of tensor: where one of them has to
+            cut a group, this one is decoded, too.
 
     Raises:
         ValueError: there are intervals for another number of dimensions.
@@ -38,14 +40,14 @@ def cut(tensor: PhiTensor, intervals: Intervals) -> Tensor:
             f"got {len(intervals)}"
         )
     if tensor.transposed:
-        swapped = [*intervals[:-2], *intervals[:-3:-1]]
-        return cut(tensor._with(transposed=False), swapped).transpose(-2, -1)
+        swapped = [[*held[:-2], *held[:-3:-1]] for held in (intervals, *others)]
+        return cut(tensor._with(transposed=False), swapped[0], swapped[1:]).transpose(-2, -1)
     rows = tensor.scale_plane.dim() - 1
     for dim in range(rows):
         tensor = _picked(tensor, dim, intervals[dim])  # type: ignore[assignment]  # stays planes
     if intervals[rows:] == [[(0, extent)] for extent in tensor.shape[rows:]]:
         return tensor
-    return _of_columns(tensor, intervals[rows:])
+    return _of_columns(tensor, [held[rows:] for held in (intervals, *others)])
 
 
 def why_not_columns(intervals: Sequence[tuple[int, int]], columns: int, unit: int) -> str:
@@ -64,20 +66,21 @@ def _picked(tensor: Tensor, dim: int, intervals: Sequence[tuple[int, int]]) -> T
     return torch.cat(parts, dim) if parts else tensor.narrow(dim, 0, 0)
 
 
-def _of_columns(tensor: PhiTensor, intervals: Intervals) -> Tensor:
-    first, rest = intervals[0], intervals[1:]
-    inner = torch.Size(tensor.column_shape[1:]).numel()
-    borders = [(start * inner, stop * inner) for start, stop in first]
+def _of_columns(tensor: PhiTensor, held: Sequence[Intervals]) -> Tensor:
+    """Columns in the intervals of the first of ``held``; those of all say whether it can be."""
+    (first, *rest), inner = held[0], torch.Size(tensor.column_shape[1:]).numel()
+    borders = [[(start * inner, stop * inner) for start, stop in one[0]] for one in held]
     unit = BLOCK if tensor.is_exact else tensor.group_size
-    rest_is_whole = rest == [[(0, extent)] for extent in tensor.column_shape[1:]]
-    why_not = why_not_columns(borders, tensor.columns, unit) or ("" if rest_is_whole else "a part")
+    why_not = next(filter(None, (why_not_columns(b, tensor.columns, unit) for b in borders)), "")
+    if rest != [[(0, extent)] for extent in tensor.column_shape[1:]]:
+        why_not = "a part of what the columns unfold to is no whole group"
     if first and tensor.numel() and not why_not:
         flat = tensor._with(column_shape=())
-        picked = _picked(flat, flat.dim() - 1, borders)
+        picked = _picked(flat, flat.dim() - 1, borders[0])
         assert isinstance(picked, PhiTensor)
         shape = (picked.columns // inner, *tensor.column_shape[1:])
         return picked._with(column_shape=shape) if tensor.column_shape else picked
-    return _decoded(tensor, intervals, why_not)
+    return _decoded(tensor, held[0], why_not)
 
 
 def _decoded(tensor: PhiTensor, intervals: Intervals, why: str) -> Tensor:

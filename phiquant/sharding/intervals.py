@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import TYPE_CHECKING
 
 import torch
@@ -31,8 +32,25 @@ def intervals_of(
     coordinate = mesh.get_coordinate()
     if coordinate is None:
         raise ValueError(f"mesh: this rank is not one of {mesh}")
+    return _intervals(shape, mesh.shape, coordinate, placements)
+
+
+def all_intervals(
+    shape: Sequence[int], mesh: DeviceMesh, placements: Sequence[Placement]
+) -> list[Intervals]:
+    """What every rank holds, as :func:`intervals_of` tells for one."""
+    ranks = product(*(range(extent) for extent in mesh.shape))
+    return [_intervals(shape, mesh.shape, rank, placements) for rank in ranks]
+
+
+def _intervals(
+    shape: Sequence[int],
+    mesh_shape: Sequence[int],
+    coordinate: Sequence[int],
+    placements: Sequence[Placement],
+) -> Intervals:
     numbers = [torch.arange(extent) for extent in shape]
-    for rank, ranks, placement in zip(coordinate, mesh.shape, placements, strict=True):
+    for rank, ranks, placement in zip(coordinate, mesh_shape, placements, strict=True):
         if placement.is_partial():
             raise ValueError(f"placements: a weight cannot be a partial sum, got {placement}")
         if not placement.is_replicate():

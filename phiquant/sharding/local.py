@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from phiquant.sharding.cut import cut
-from phiquant.sharding.intervals import intervals_of
+from phiquant.sharding.intervals import all_intervals, intervals_of
 from phiquant.tensor import PhiTensor
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ def local_shard(tensor: PhiTensor, param: DTensor) -> Tensor:
             f"{tensor.describe()}: has shape {tuple(tensor.shape)}, but the parameter that it is "
             f"to be sharded for has {tuple(param.shape)}"
         )
-    local = cut(tensor, intervals_of(param.shape, param.device_mesh, param.placements))
+    where = (param.shape, param.device_mesh, param.placements)
+    local = cut(tensor, intervals_of(*where), all_intervals(*where))
     wanted = tuple(param.to_local().shape)
     if tuple(local.shape) != wanted:
         raise ValueError(
