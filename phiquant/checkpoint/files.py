@@ -62,8 +62,11 @@ def files_of_index(index: Path) -> list[Path]:
 def _weight_map(index: Path) -> dict[str, str]:
     """The file of each key."""
     try:
-        read = json.loads(index.read_text(encoding="utf-8"), object_pairs_hook=_each_once)
-        return {key: _plain(name) for key, name in read["weight_map"].items()}
+        read = json.loads(index.read_text(encoding="utf-8"), object_pairs_hook=each_once)
+        weight_map = dict(read["weight_map"])
+        for name in set(weight_map.values()):
+            _check_plain(name)
+        return weight_map
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{index}: not an index of weight files: {error}") from error
 
@@ -76,7 +79,7 @@ def check_index(path: str | Path, stored: Mapping[str, Stored]) -> None:
             raise CheckpointError(f"{index}: {key}: is not in {name}, as the index says")
 
 
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object whose keys differ; readers do not agree on which of two is meant."""
     found = dict(pairs)
     if len(found) < len(pairs):
@@ -85,13 +88,12 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _plain(name: object) -> str:
-    """A file's name that does not lead out of its folder."""
+def _check_plain(name: object) -> None:
+    """Raise unless this is a file's name that does not lead out of its folder."""
     if not isinstance(name, str) or not name.endswith(SUFFIX):
         raise TypeError(f"{name!r} is not the name of a {SUFFIX} file")
     if PurePosixPath(name).name != name or PureWindowsPath(name).name != name:
         raise ValueError(f"{name!r} is not in the folder")
-    return name
 
 
 @dataclass(frozen=True)
@@ -160,4 +162,4 @@ def _check_keys(file: Path) -> None:
         size = int.from_bytes(stream.read(8), "little")
         if size > min(_LARGEST_HEADER, file.stat().st_size):
             raise ValueError(f"its header cannot have {size} bytes")
-        json.loads(stream.read(size), object_pairs_hook=_each_once)
+        json.loads(stream.read(size), object_pairs_hook=each_once)

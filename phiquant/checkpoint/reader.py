@@ -11,7 +11,7 @@ from torch import Tensor
 
 from phiquant.checkpoint.contents import check_contents
 from phiquant.checkpoint.errors import CheckpointError
-from phiquant.checkpoint.files import Stored, check_index, find_files, open_files
+from phiquant.checkpoint.files import Stored, check_index, each_once, find_files, open_files
 from phiquant.checkpoint.header import VERSION, Header
 from phiquant.checkpoint.names import HEADER, PLANES, split_key
 from phiquant.codec import Layout
@@ -129,7 +129,7 @@ class Checkpoint(Mapping[str, Tensor]):
     def _ties(self) -> dict[str, str]:
         """For further names of shared tensors the name under which each is stored."""
         try:
-            ties = json.loads(self.metadata.get(TIED, "{}"))
+            ties = json.loads(self.metadata.get(TIED, "{}"), object_pairs_hook=each_once)
         except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{self.files[0]}: {TIED}: is not JSON: {error}") from error
         if not isinstance(ties, dict):

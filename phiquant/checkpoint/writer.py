@@ -8,7 +8,6 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from phiquant.checkpoint.files import INDEX, SUFFIX, WEIGHTS, open_files
@@ -16,6 +15,7 @@ from phiquant.checkpoint.header import VERSION
 from phiquant.checkpoint.names import HEADER, split_key
 from phiquant.checkpoint.reader import FORMAT, Checkpoint
 from phiquant.checkpoint.reader import WEIGHTS as COUNT
+from phiquant.checkpoint.serialize import write_tensors
 from phiquant.checkpoint.stored_planes import planes_of
 from phiquant.tensor import PhiTensor
 
@@ -130,7 +130,7 @@ def save_whole(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str,
     partial = path.with_name(f".{path.name}.partial")
     said = {"format": "pt", FORMAT: str(VERSION), **metadata}
     try:
-        save_file(dict(tensors), partial, metadata=said)
+        write_tensors(tensors, partial, said)
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.replace(path)
