@@ -34,6 +34,14 @@ def held(parameter: Any) -> Any:
     return parameter._local_tensor if is_shared(parameter) else parameter
 
 
+def device_of(place: DTensor) -> torch.device:
+    """Where this rank keeps its part."""
+    kind = place.device_mesh.device_type
+    if kind == "cpu":
+        return torch.device(kind)
+    return torch.device(kind, torch.get_device_module(kind).current_device())
+
+
 def compress_shard(shard: Tensor, slot: Slot, name: str, place: DTensor) -> Outcome:
     """Compress this rank's part of a weight, if every rank can compress its own.
 

@@ -16,9 +16,10 @@ from transformers.core_model_loading import ConversionOps, WeightConverter
 
 from phiquant.checkpoint import Checkpoint, CheckpointError
 from phiquant.checkpoint.names import HEADER, PLANES, split_key
-from phiquant.integrations.hf_parallel import held, is_shared, settle
+from phiquant.integrations.hf_parallel import device_of, held, is_shared, settle
 from phiquant.quantize import leave_nested_path
 from phiquant.report import Compressed, Report, Skipped
+from phiquant.sharding import local_shard
 from phiquant.tensor import PhiTensor
 
 _PLANE_KEY = rf"(?:^|\.)_[^.]+_(?:{'|'.join([HEADER, *PLANES])})$"
@@ -163,8 +164,6 @@ def _on_this_rank(tensor: PhiTensor, place: Tensor) -> Tensor:
     """The part of the weight that this rank holds; the whole where ranks do not share it."""
     if not is_shared(place):
         return tensor
-    from phiquant.sharding import local_shard
-
     return local_shard(tensor, place)
 
 
