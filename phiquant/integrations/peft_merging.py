@@ -74,7 +74,7 @@ def _tell_loss(before: PhiTensor, weight: Tensor, after: PhiTensor) -> None:
         f"lossy {before.index_bits} {before.deviation_bits}",
         f"{before.describe()}: the merged weight is rounded to {after.bits_per_weight:.4g} bits "
         f"again, and that rounding is {times} the adapter's change. To lose nothing keep the "
-        "adapter apart, or merge into an exact or a plain model",
+        "adapter apart, or call phiquant.dequantize_(model) before merging",
     )
 
 

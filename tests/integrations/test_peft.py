@@ -15,6 +15,7 @@ from torch.nn import functional
 
 import phiquant
 from phiquant import PhiConfig, PhiQuantConfig, PhiTensor
+from tests.conftest import THREADS
 from tests.integrations import support
 from tests.support import TiedModel, relative, same_bits
 
@@ -316,6 +317,14 @@ def test_a_merged_head_is_no_longer_tied() -> None:
     assert not merged.config.tie_word_embeddings
 
 
+def test_decoded_first_nothing_is_lost_in_merging() -> None:
+    wrapped = lora(compressed(PhiConfig(deviation_bits=0)))
+    adapted = logits(wrapped)
+    merged = phiquant.dequantize_(wrapped).merge_and_unload()
+    assert not weights(merged)
+    assert relative(logits(merged), adapted) < 1e-5
+
+
 # --- kinds of layers ------------------------------------------------------------------------
 
 
@@ -458,3 +467,24 @@ def test_plain_layers_next_to_compressed_ones_are_pefts_own() -> None:
     layer = lora(model).base_model.model.model.layers[0]
     assert type(layer.self_attn.q_proj).__name__ == "PhiLinear"
     assert type(layer.mlp.down_proj) is peft.tuners.lora.layer.Linear
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quiet")
+def test_a_compressed_base_learns_a_real_task_as_the_original_does() -> None:
+    """MiniLM finds headwords by their definitions: held-out loss, same seed, same batches."""
+    from benchmarks import lora as task
+    from benchmarks.zoo.packages import MissingPackage
+    from benchmarks.zoo.texts import MissingText
+
+    torch.set_num_threads(1)  # sums in the same order, whatever else the machine does
+    try:
+        plain, index = (task.run(config, steps=20, judged=64) for config in (None, BASES["index"]))
+    except (MissingPackage, MissingText) as error:
+        pytest.skip(str(error))
+    finally:
+        torch.set_num_threads(THREADS)
+    learned = plain.before - plain.after
+    assert learned > 0.25
+    assert index.before - index.after > 0.8 * learned
+    assert index.after < index.merged < index.before  # 4.25 bits are too few to merge into
