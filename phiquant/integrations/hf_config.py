@@ -92,26 +92,34 @@ class PhiQuantConfig(QuantizationConfigMixin):
     def from_dict(
         cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any
     ) -> Any:
-        """The inverse of ``to_dict``.
+        """The inverse of ``to_dict``, for what anyone may have written into a config.json.
 
         Raises:
-            ValueError: another method or format version, or a key that is not known.
+            ValueError: another method or format version, a key that is not known, or a value of
+                another type or out of range; the message names the key.
         """
+        if not isinstance(config_dict, dict):
+            raise ValueError(f"quantization_config: expected an object, got {config_dict!r}")
         settings = dict(config_dict)
         method = settings.pop("quant_method", METHOD)
         if method != METHOD:
-            raise ValueError(f"quant_method must be {METHOD!r}, got {method!r}")
-        version = settings.pop("format_version", FORMAT_VERSION)
-        if isinstance(version, bool) or version != FORMAT_VERSION:
             raise ValueError(
-                f"format_version must be {FORMAT_VERSION}, got {version!r}; "
+                f"quantization_config: quant_method must be {METHOD!r}, got {method!r}"
+            )
+        version = settings.pop("format_version", FORMAT_VERSION)
+        if not isinstance(version, int) or isinstance(version, bool) or version != FORMAT_VERSION:
+            raise ValueError(
+                f"quantization_config: format_version must be {FORMAT_VERSION}, got {version!r}; "
                 "a newer phiquant may read it"
             )
         known = {field.name for field in fields(PhiConfig)} | {"modules_to_not_convert", "measured"}
         if unknown := sorted(map(str, settings.keys() - known)):
             raise ValueError(f"quantization_config: unknown {unknown}; known are {sorted(known)}")
         overrides = {key: kwargs.pop(key) for key in list(kwargs) if key in known}
-        config = cls(**(settings | overrides))
+        try:
+            config = cls(**(settings | overrides))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"quantization_config: {error}") from error
         return (config, kwargs) if return_unused_kwargs else config
 
     def read_at(self, tier: str | None) -> None:
@@ -149,6 +157,8 @@ def _numbers(measured: object) -> dict[str, float] | None:
 def _patterns(given: Sequence[str] | str | None) -> list[str] | None:
     if given is None:
         return None
+    if not isinstance(given, str | list | tuple | set | frozenset):
+        raise TypeError(f"modules_to_not_convert: expected names or patterns, got {given!r}")
     patterns = [given] if isinstance(given, str) else list(given)
     for pattern in patterns:
         if not isinstance(pattern, str) or not pattern:
@@ -157,8 +167,8 @@ def _patterns(given: Sequence[str] | str | None) -> list[str] | None:
             )
         try:
             _at_segments(pattern)
-        except re.error as error:
+        except (re.error, RecursionError, OverflowError) as error:
             raise ValueError(
-                f"modules_to_not_convert: {pattern!r} is not a regular expression ({error})"
+                f"modules_to_not_convert: {pattern[:200]!r} is not a regular expression ({error})"
             ) from error
     return patterns
