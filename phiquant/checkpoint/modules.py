@@ -15,6 +15,7 @@ from phiquant.checkpoint.files import SUFFIX
 from phiquant.checkpoint.places import Place, parameters_without_memory, places_of
 from phiquant.checkpoint.reader import TIED, Checkpoint
 from phiquant.checkpoint.writer import ShardWriter, move_into
+from phiquant.memory import FreedMemory
 from phiquant.quantize import leave_nested_path
 from phiquant.tensor import PhiTensor
 
@@ -92,6 +93,7 @@ def load(
     found |= {name: found[target] for name, target in checkpoint.tied.items()}
     _assign(found, places)
     leave_nested_path(module)
+    FreedMemory().give_back()
     return module
 
 

@@ -13,6 +13,7 @@ from transformers.quantizers.base import HfQuantizer
 from phiquant.config import PhiConfig
 from phiquant.dequantize import dequantize_
 from phiquant.integrations.hf_config import METHOD, PhiQuantConfig
+from phiquant.memory import FreedMemory
 from phiquant.report import Report
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class PhiHfQuantizer(HfQuantizer):
             )
         else:
             self._loading = Loading(model, config, dtype or model.dtype, self.disk)
+            self._loading.freed = FreedMemory(kwargs.get("checkpoint_files") or ())
         super().preprocess_model(model, dtype=dtype, **kwargs)
 
     def param_needs_quantization(

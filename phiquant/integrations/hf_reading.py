@@ -17,6 +17,7 @@ from transformers.core_model_loading import ConversionOps, WeightConverter
 from phiquant.checkpoint import Checkpoint, CheckpointError
 from phiquant.checkpoint.names import HEADER, PLANES, split_key
 from phiquant.integrations.hf_parallel import device_of, held, is_shared, settle
+from phiquant.memory import FreedMemory
 from phiquant.quantize import leave_nested_path
 from phiquant.report import Compressed, Report, Skipped
 from phiquant.sharding import local_shard
@@ -89,6 +90,7 @@ class Reading:
         """What was read; the errors of a weight are not known to a checkpoint."""
         leave_nested_path(model)
         settle(model)
+        FreedMemory().give_back()
         names: dict[int, list[str]] = {}
         for name, weight in model.named_parameters(remove_duplicate=False):
             names.setdefault(id(weight), []).append(name)
