@@ -25,7 +25,7 @@ def inspect(path: Path) -> dict[str, Any]:
     whole = Checkpoint(path)
     tiers = _by_tier(path, whole)
     weights = [_weight(name, whole, tiers) for name in whole.headers]
-    plain = [
+    plain: list[dict[str, Any]] = [
         {"name": name, "shape": list(whole[name].shape), "bytes": whole.stored_bytes(name)}
         for name in whole
         if name not in whole.headers
@@ -49,7 +49,7 @@ def inspect(path: Path) -> dict[str, Any]:
 
 def _by_tier(path: Path, whole: Checkpoint) -> dict[str, Checkpoint]:
     """The checkpoint at every tier that any of its weights has."""
-    found = {}
+    found: dict[str, Checkpoint] = {}
     for tier in TIERS:
         if any(_NEEDS[tier] in header.planes for header in whole.headers.values()):
             found[tier] = whole if tier == "exact" else Checkpoint(path, tier)

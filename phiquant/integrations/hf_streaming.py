@@ -21,7 +21,6 @@ from phiquant.checksum import of_weight
 from phiquant.integrations.hf_config import PhiQuantConfig
 from phiquant.integrations.hf_loading import Loading
 from phiquant.integrations.hf_quantizer import PhiHfQuantizer
-from phiquant.memory import FreedMemory
 from phiquant.plan import Slot
 from phiquant.report import Report
 from phiquant.tensor import PhiTensor
@@ -125,7 +124,6 @@ class _StreamedQuantizer(PhiHfQuantizer):
         super().preprocess_model(model, dtype=dtype, **kwargs)
         settings = cast(_StreamedConfig, self.quantization_config)
         loading = cast(Loading, self._loading)
-        loading.freed = FreedMemory(kwargs.get("checkpoint_files") or ())
         tied = set(getattr(model, "all_tied_weights_keys", None) or ())
         self._loading = cast(Loading, _StreamedLoading(loading, settings.store, tied))
 
@@ -157,7 +155,7 @@ class _StreamedLoading:
     def finish(self, model: nn.Module) -> Report:
         return self.loading.finish(model)
 
-    def compress(self, name: str, weight: Tensor) -> Tensor:
+    def compress(self, name: str, weight: Tensor, place: Tensor | None = None) -> Tensor:
         """Store a weight that was just read, and return a parameter of its shape without memory.
 
         One that does not fit its place is returned as it is for transformers to report.
