@@ -157,16 +157,16 @@ def test_an_error_leaves_the_old_checkpoint_and_nothing_else(
     folder = tmp_path / "model"
     phiquant.save(layers(4), folder, max_shard_size=size)
     before = {name: (folder / name).read_bytes() for name in shards(folder)}
-    calls, save_file = [], writer.save_file
+    calls, write_tensors = [], writer.write_tensors
 
     def failing(tensors: object, path: Path, metadata: object) -> None:
         calls.append(path)
         if len(calls) == (call if size == "60KB" else 1):
             path.write_bytes(b"half")
             raise OSError(28, "No space left on device")
-        save_file(tensors, path, metadata=metadata)
+        write_tensors(tensors, path, metadata)
 
-    monkeypatch.setattr(writer, "save_file", failing)
+    monkeypatch.setattr(writer, "write_tensors", failing)
     with pytest.raises(OSError, match="No space left"):
         phiquant.save(layers(5), folder, max_shard_size=size)
     assert {name: (folder / name).read_bytes() for name in shards(folder)} == before
@@ -180,7 +180,7 @@ def test_an_error_leaves_an_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def failing(tensors: object, path: Path, metadata: object) -> None:
         raise SafetensorError("no")
 
-    monkeypatch.setattr(writer, "save_file", failing)
+    monkeypatch.setattr(writer, "write_tensors", failing)
     with pytest.raises(SafetensorError):
         phiquant.save(layers(1), path)
     assert path.read_bytes() == b"old"
