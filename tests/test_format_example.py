@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from phiquant import codec, grid
+import phiquant
+from phiquant import PhiConfig, PhiTensor, codec, grid
 from phiquant.codec import Layout, Planes
 from phiquant.codec.encode import split_codes
 
@@ -28,6 +31,7 @@ def blocks() -> dict[str, str]:
     found = {match["name"]: match["body"] for match in BLOCK.finditer(PAGE.read_text("utf-8"))}
     expected = {"BEND", "LINE", "LADDER", "reader", "exact reader", "weight", "scale", *PLANES}
     expected |= {f"exact {name}" for name in ("scale", *PLANES[:2], "remainder", "weight")}
+    expected |= {"file reader", "file header", "file keys", "file checksum"}
     assert found.keys() == expected | {"index alone", "first deviation plane", "all"}
     return found
 
@@ -214,3 +218,70 @@ def test_the_reader_refuses_what_is_no_scale_word(
 ) -> None:
     with pytest.raises(ValueError, match="is not a scale word"):
         read_row([(bytes(16), 4)], [word], 32, 32, name, 0)
+
+
+# --- in files --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def file_names(blocks: dict[str, str], constants: dict[str, Any]) -> dict[str, Any]:
+    """What the page's readers define; they know nothing of phiquant."""
+    names = dict(constants)
+    exec(blocks["reader"] + blocks["exact reader"] + blocks["file reader"], names)
+    return names
+
+
+@pytest.fixture
+def example_file(blocks: dict[str, str], tmp_path: Path) -> Path:
+    """The page's exact row, saved."""
+    config = PhiConfig(group_size=32, exact=True)
+    model = torch.nn.Sequential(OrderedDict(layer=torch.nn.Linear(40, 1, bias=False)))
+    weight = exact_planes(blocks)[2].float()
+    model.layer.weight = torch.nn.Parameter(PhiTensor.from_hp(weight, config), requires_grad=False)
+    phiquant.save(model, tmp_path / "example.safetensors")
+    return tmp_path / "example.safetensors"
+
+
+def test_the_example_file_is_as_printed(
+    blocks: dict[str, str], file_names: dict[str, Any], example_file: Path
+) -> None:
+    metadata, tensors = file_names["read_file"](example_file)
+    assert metadata == {"format": "pt", "phiquant.format": "1", "phiquant.weights": "1"}
+    keys = [f"{key} {of[0]} {' '.join(map(str, of[1]))}" for key, of in sorted(tensors.items())]
+    assert keys == blocks["file keys"].splitlines()
+    header = file_names["numbers"](tensors["layer._weight_header"][2], "q")
+    assert header == [int(number) for number in blocks["file header"].split()]
+    assert tensors["layer._weight_checksum"][2] == bytes.fromhex(blocks["file checksum"])
+    for plane in ("index", "deviation", "remainder"):
+        assert tensors[f"layer._weight_{plane}"][2] == bytes.fromhex(blocks[f"exact {plane}"])
+
+
+def test_the_page_reads_the_example_file(
+    blocks: dict[str, str], file_names: dict[str, Any], example_file: Path
+) -> None:
+    _, tensors = file_names["read_file"](example_file)
+    (row,) = file_names["rows_of"]("layer.weight", tensors)
+    assert row == exact_planes(blocks)[2][0].tolist()
+    bits = exact_planes(blocks)[2].view(torch.int16)[0].tolist()
+    octets_of = b"".join((number & 0xFFFF).to_bytes(2, "little") for number in bits)
+    digest = hashlib.blake2b(octets_of, digest_size=16).digest()
+    assert digest == bytes.fromhex(blocks["file checksum"])
+
+
+GOLDEN = Path(__file__).parent / "data" / "golden_v1"
+
+
+@pytest.mark.parametrize("shard", sorted(GOLDEN.glob("*.safetensors")), ids=lambda of: of.name)
+def test_the_page_reads_the_golden_checkpoint(file_names: dict[str, Any], shard: Path) -> None:
+    """Every weight of it without exceptions, whatever its shape."""
+    _, tensors = file_names["read_file"](shard)
+    checkpoint = phiquant.open(GOLDEN)
+    names = [name for name in checkpoint.headers if f"_{name}_header" in tensors]
+    assert len(names) > 3
+    for name in names:
+        if checkpoint.headers[name].exceptions:
+            continue
+        tensor = checkpoint[name]
+        rows = torch.tensor(list(file_names["rows_of"](name, tensors)), dtype=torch.float64)
+        stored = tensor._with(transposed=False, column_shape=(), dtype=torch.float32).dequantize()
+        assert torch.equal(rows.view(-1), stored.double().view(-1)), name
