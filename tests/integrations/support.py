@@ -110,18 +110,18 @@ def vit() -> ViTForImageClassification:
     return ViTForImageClassification(config).eval()
 
 
-def mixtral() -> MixtralForCausalLM:
-    config = MixtralConfig(
-        vocab_size=130,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        num_local_experts=4,
-        max_position_embeddings=64,
-    )
-    return MixtralForCausalLM(config).eval()
+def mixtral(**changes: Any) -> MixtralForCausalLM:
+    settings = {
+        "vocab_size": 130,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_local_experts": 4,
+        "max_position_embeddings": 64,
+    }
+    return MixtralForCausalLM(MixtralConfig(**(settings | changes))).eval()
 
 
 def saved(model: PreTrainedModel, folder: Path, **how: Any) -> Path:
