@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedModel
+from transformers.distributed import DistributedConfig
 
 from phiquant import PhiQuantConfig, PhiTensor
 from phiquant.integrations.hf_parallel import held, is_shared
@@ -22,6 +23,7 @@ TIERS: dict[str, dict[str, Any]] = {
     "deviation": {},
     "exact": {"exact": True},
 }
+PLAN = DistributedConfig(tp_plan="auto")
 FOLDER = "TWO_RANKS_MODELS"  # the variable that tells both ranks where the models are
 UNALIGNED = ("o_proj", "down_proj")  # of the narrow model: 64 columns, two ranks, groups of 64
 
@@ -66,7 +68,7 @@ def logits(model: Any) -> Tensor:
 
 def compressed_while_loading(mesh: DeviceMesh, kind: str, tier: str) -> None:
     model = load(stored(kind), **settings(tier))
-    shared = load(stored(kind), tp_plan="auto", **settings(tier))
+    shared = load(stored(kind), distributed_config=PLAN, **settings(tier))
     assert compressed(shared) == compressed(model)
     assert_same_answers(model, shared)
     assert {n for c in shared.hf_quantizer.report.compressed for n in c.names} >= compressed(shared)
@@ -74,7 +76,9 @@ def compressed_while_loading(mesh: DeviceMesh, kind: str, tier: str) -> None:
 
 def read_from_a_checkpoint(mesh: DeviceMesh, kind: str, tier: str) -> None:
     where = stored(f"{kind}-{tier}")
-    model, shared = (load(where, dtype=torch.float32, **how) for how in ({}, {"tp_plan": "auto"}))
+    model, shared = (
+        load(where, dtype=torch.float32, **how) for how in ({}, {"distributed_config": PLAN})
+    )
     assert compressed(shared) == compressed(model)
     assert_same_answers(model, shared)
 
@@ -92,7 +96,7 @@ def assert_same_answers(model: Any, shared: Any) -> None:
 
 def groups_that_ranks_would_cut(mesh: DeviceMesh) -> None:
     """They stay as they were, and the report says so; the rest is compressed."""
-    shared = load(stored("narrow"), tp_plan="auto", **settings("deviation"))
+    shared = load(stored("narrow"), distributed_config=PLAN, **settings("deviation"))
     names = {name for name, _ in shared.named_parameters()}
     left = {name for name in names if any(leaf in name for leaf in UNALIGNED)}
     assert left
@@ -105,14 +109,14 @@ def groups_that_ranks_would_cut(mesh: DeviceMesh) -> None:
 def stored_groups_that_ranks_would_cut(mesh: DeviceMesh) -> None:
     """Their decoded parts are kept: the answers are those of the whole."""
     with pytest.warns(UserWarning, match="are not whole groups of 64.*keeps its part decoded"):
-        shared = load(stored("narrow-deviation"), tp_plan="auto", dtype=torch.float32)
+        shared = load(stored("narrow-deviation"), distributed_config=PLAN, dtype=torch.float32)
     assert_same_answers(load(stored("narrow-deviation"), dtype=torch.float32), shared)
 
 
 def a_broken_part(mesh: DeviceMesh) -> None:
     """NaN in the part of one rank ends the load of all, by an error and not by waiting."""
     with pytest.raises(ValueError, match=r"layers\.1\.mlp\.up_proj\.weight: "):
-        load(stored("broken"), tp_plan="auto", **settings("deviation"))
+        load(stored("broken"), distributed_config=PLAN, **settings("deviation"))
 
 
 CASES = [(kind, tier) for kind in ("llama", "mixtral") for tier in TIERS]
