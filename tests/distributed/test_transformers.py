@@ -23,7 +23,6 @@ TIERS: dict[str, dict[str, Any]] = {
     "deviation": {},
     "exact": {"exact": True},
 }
-PLAN = DistributedConfig(tp_plan="auto")
 FOLDER = "TWO_RANKS_MODELS"  # the variable that tells both ranks where the models are
 UNALIGNED = ("o_proj", "down_proj")  # of the narrow model: 64 columns, two ranks, groups of 64
 
@@ -53,6 +52,11 @@ def stored(name: str) -> Path:
     return Path(os.environ[FOLDER], name)
 
 
+def shared_by_two() -> dict[str, Any]:
+    """Made anew for each model: it reads the number of ranks when it is made."""
+    return {"distributed_config": DistributedConfig(tp_plan="auto")}
+
+
 def settings(tier: str) -> dict[str, Any]:
     return {"quantization_config": PhiQuantConfig(**TIERS[tier]), "dtype": torch.float32}
 
@@ -68,7 +72,7 @@ def logits(model: Any) -> Tensor:
 
 def compressed_while_loading(mesh: DeviceMesh, kind: str, tier: str) -> None:
     model = load(stored(kind), **settings(tier))
-    shared = load(stored(kind), distributed_config=PLAN, **settings(tier))
+    shared = load(stored(kind), **shared_by_two(), **settings(tier))
     assert compressed(shared) == compressed(model)
     assert_same_answers(model, shared)
     assert {n for c in shared.hf_quantizer.report.compressed for n in c.names} >= compressed(shared)
@@ -76,9 +80,7 @@ def compressed_while_loading(mesh: DeviceMesh, kind: str, tier: str) -> None:
 
 def read_from_a_checkpoint(mesh: DeviceMesh, kind: str, tier: str) -> None:
     where = stored(f"{kind}-{tier}")
-    model, shared = (
-        load(where, dtype=torch.float32, **how) for how in ({}, {"distributed_config": PLAN})
-    )
+    model, shared = (load(where, dtype=torch.float32, **how) for how in ({}, shared_by_two()))
     assert compressed(shared) == compressed(model)
     assert_same_answers(model, shared)
 
@@ -96,7 +98,7 @@ def assert_same_answers(model: Any, shared: Any) -> None:
 
 def groups_that_ranks_would_cut(mesh: DeviceMesh) -> None:
     """They stay as they were, and the report says so; the rest is compressed."""
-    shared = load(stored("narrow"), distributed_config=PLAN, **settings("deviation"))
+    shared = load(stored("narrow"), **shared_by_two(), **settings("deviation"))
     names = {name for name, _ in shared.named_parameters()}
     left = {name for name in names if any(leaf in name for leaf in UNALIGNED)}
     assert left
@@ -109,14 +111,14 @@ def groups_that_ranks_would_cut(mesh: DeviceMesh) -> None:
 def stored_groups_that_ranks_would_cut(mesh: DeviceMesh) -> None:
     """Their decoded parts are kept: the answers are those of the whole."""
     with pytest.warns(UserWarning, match="are not whole groups of 64.*keeps its part decoded"):
-        shared = load(stored("narrow-deviation"), distributed_config=PLAN, dtype=torch.float32)
+        shared = load(stored("narrow-deviation"), **shared_by_two(), dtype=torch.float32)
     assert_same_answers(load(stored("narrow-deviation"), dtype=torch.float32), shared)
 
 
 def a_broken_part(mesh: DeviceMesh) -> None:
     """NaN in the part of one rank ends the load of all, by an error and not by waiting."""
     with pytest.raises(ValueError, match=r"layers\.1\.mlp\.up_proj\.weight: "):
-        load(stored("broken"), distributed_config=PLAN, **settings("deviation"))
+        load(stored("broken"), **shared_by_two(), **settings("deviation"))
 
 
 CASES = [(kind, tier) for kind in ("llama", "mixtral") for tier in TIERS]
