@@ -82,3 +82,16 @@ def test_random_damage_is_found_or_harmless(data: st.DataObject) -> None:
     except ValueError as error:
         shape = of.shape if "remainder: block" in str(error) else None
     assert shape == of.shape
+
+
+def test_dimensions_whose_product_overflows_are_refused() -> None:
+    """No file holds such planes, but torch makes them where one dimension is 0."""
+    leading = (1 << 31, 1 << 31, 2, 0)
+    planes = Planes(
+        index=torch.empty((*leading, 32), dtype=torch.uint8),
+        deviation=None,
+        deviation_low=None,
+        scale=torch.empty((*leading, 1), dtype=torch.int16),
+    )
+    with pytest.raises(ValueError, match="expected a shape of fewer elements, got"):
+        compiled_decode(planes, Layout(64, deviation_bits=0), torch.float32)

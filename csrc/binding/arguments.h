@@ -66,9 +66,14 @@ inline Shape with_last(Shape leading, int64_t last) {
   return leading;
 }
 
+// An empty tensor may have dimensions whose product no int64 holds.
 inline int64_t product(const Shape& shape) {
   int64_t result = 1;
-  for (const int64_t size : shape) result *= size;
+  for (const int64_t size : shape) {
+    if (__builtin_mul_overflow(result, size, &result)) {
+      fail("expected a shape of fewer elements, got " + tuple_text(shape));
+    }
+  }
   return result;
 }
 
