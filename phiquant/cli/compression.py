@@ -10,7 +10,7 @@ from typing import Any
 
 import phiquant
 from phiquant.checkpoint.reader import TIED
-from phiquant.cli.model import outline_model, stream_model
+from phiquant.cli.model import check_model, outline_model, stream_model
 from phiquant.cli.outline import outline
 from phiquant.cli.plain import plan_files, stream_files
 from phiquant.cli.progress import Progress
@@ -98,6 +98,8 @@ def compress(job: Job, progress: Progress, force: bool = False, restart: bool = 
         OSError: a file cannot be read or written.
     """
     job.check()
+    if job.source.config is not None:
+        check_model(job.source)
     with Workspace(job.destination, job.identity, force, restart) as workspace:
         store = Store(workspace.folder, job.max_shard_size, progress)
         resumed = store.resumed

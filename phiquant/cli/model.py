@@ -68,6 +68,14 @@ def outline_model(source: Source, config: PhiConfig, skip: Sequence[str]) -> Rep
     return outline(slots.values())
 
 
+def check_model(source: Source) -> None:
+    """Raise ImportError or ValueError as :func:`stream_model` would, before anything is made."""
+    _settings(PhiConfig(), ())
+    from phiquant.integrations.hf_streaming import class_of
+
+    class_of(architecture_of(source))
+
+
 def architecture_of(source: Source) -> str:
     """The name of the model's class.
 

@@ -67,6 +67,8 @@ class Workspace:
         trace: TracebackType | None,
     ) -> None:
         self._lock.close()
+        if isinstance(error, Exception) and not any(self.folder.glob(f"*{SUFFIX}")):
+            shutil.rmtree(self.folder, ignore_errors=True)  # nothing to go on with
 
     def publish(self) -> None:
         """Give the folder its final name."""

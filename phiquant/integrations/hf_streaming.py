@@ -112,10 +112,13 @@ class _StreamedConfig(PhiQuantConfig):
 
     def __init__(self, config: PhiQuantConfig, store: Store) -> None:
         self.__dict__ |= config.__dict__
-        self.quant_method, self.store = _METHOD, store
+        self.quant_method, self.plain, self.store = _METHOD, config, store
 
     def __deepcopy__(self, memo: object) -> _StreamedConfig:
         return self
+
+    def to_dict(self) -> dict[str, Any]:
+        return self.plain.to_dict()
 
 
 @register_quantizer(_METHOD)
@@ -124,8 +127,7 @@ class _StreamedQuantizer(PhiHfQuantizer):
         super().preprocess_model(model, dtype=dtype, **kwargs)
         settings = cast(_StreamedConfig, self.quantization_config)
         loading = cast(Loading, self._loading)
-        tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-        self._loading = cast(Loading, _StreamedLoading(loading, settings.store, tied))
+        self._loading = cast(Loading, _StreamedLoading(loading, settings.store))
 
 
 class _StreamedLoading:
@@ -134,19 +136,14 @@ class _StreamedLoading:
     Args:
         loading: decides and compresses.
         store: where to.
-        tied: names that transformers ties to others; of a shared weight's names one that is not
-            among them is stored.
     """
 
-    def __init__(self, loading: Loading, store: Store, tied: set[str]) -> None:
+    def __init__(self, loading: Loading, store: Store) -> None:
         self.loading, self.store = loading, store
         self.waiting = loading.waiting | {
             name for name, slot in loading.slots.items() if slot.dtype == loading.dtype
         }
-        self._kept = {
-            name: min(slot.names, key=lambda n: n in tied) for name, slot in loading.slots.items()
-        }
-        self._shared: dict[str, tuple[Tensor, nn.Parameter]] = {}
+        self._shared: dict[int, tuple[Tensor, nn.Parameter]] = {}
         store.begin({id(slot): slot for slot in loading.slots.values()}.values())
 
     def element_size(self, name: str, parameter: Tensor) -> float:
@@ -170,27 +167,27 @@ class _StreamedLoading:
             raise _Stop(error) from error
 
     def _shared_or_stored(self, name: str, slot: Slot, weight: Tensor) -> nn.Parameter:
-        """A checkpoint may hold a shared weight twice, or under a shared name another weight."""
+        """A checkpoint may hold a shared weight twice, or another weight under a shared name."""
         if len(slot.names) == 1:
-            return self._stored(name, name, slot, weight)
-        kept, bits = self._kept[name], of_weight(weight.contiguous())
-        if kept in self._shared and not torch.equal(bits, self._shared[kept][0]):
-            return self._stored(name, name, slot, weight)
-        if kept not in self._shared:
-            self._shared[kept] = bits, self._stored(name, kept, slot, weight)
-        return self._shared[kept][1]
+            return self._stored(name, slot, weight)
+        bits = of_weight(weight.contiguous())
+        first = self._shared.get(id(slot))
+        if first is not None and torch.equal(bits, first[0]):
+            return first[1]
+        self._shared[id(slot)] = bits, self._stored(name, slot, weight)
+        return self._shared[id(slot)][1]
 
-    def _stored(self, name: str, kept: str, slot: Slot, weight: Tensor) -> nn.Parameter:
-        resumed = kept in self.store
+    def _stored(self, name: str, slot: Slot, weight: Tensor) -> nn.Parameter:
+        resumed = name in self.store
         if resumed:
-            tensor: Tensor = self.store.read(kept)
+            tensor: Tensor = self.store.read(name)
         else:
             tensor = self.loading.compress(name, weight)
             if self.loading.refused:
                 raise ValueError(f"{self.loading.refused[0]} (--skip leaves modules as they are)")
             note = {"error": self.loading.errors.get(name), "grown": self._grown(name)}
-            self.store.add(kept, tensor, **{k: v for k, v in note.items() if v not in (None, "")})
-        self._recall(name, self.store.notes.get(kept, {}))
+            self.store.add(name, tensor, **{k: v for k, v in note.items() if v not in (None, "")})
+        self._recall(name, self.store.notes.get(name, {}))
         self.loading.waiting.discard(name)
         self.store.passed(slot, resumed)
         self.loading.freed.add(weight.nbytes)
