@@ -67,6 +67,19 @@ def test_the_text_is_plain_and_complete() -> None:
     assert max(map(len, lines)) < 160
 
 
+def test_large_vectors_have_a_line_of_their_own() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.large, self.small = (nn.Parameter(torch.ones(n)) for n in (4096, 4095))
+
+    text = str(phiquant.quantize_(nn.Sequential(Scaled(), nn.LSTM(64, 64))))
+    assert "  0.large  4096  left alone: Scaled is not a layer whose weights are compr" in text
+    assert "0.small" not in text
+    reason = "LSTM runs in a fused kernel that takes plain weights only"
+    assert f"  1.weight_ih_l0  256x64  left alone: {reason}" in text
+
+
 def test_sizes_have_fitting_units() -> None:
     large = phiquant.preview(nn.Linear(4096, 4096, device="meta"))
     assert "67.1 MB -> 17.3 MB" in large.summary
