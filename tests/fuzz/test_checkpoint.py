@@ -11,6 +11,7 @@ from tests.fuzz.checkpoint import one_run, run_pieces
 from tests.fuzz.mutations import KINDS
 from tests.fuzz.seeds import MODELS, Folder, seeds
 
+pytestmark = pytest.mark.filterwarnings("ignore:phiquant. .*has no compressed form")
 RUNS = 250
 
 
