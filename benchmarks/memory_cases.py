@@ -83,7 +83,8 @@ def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
     return state.hexdigest()
 
 
-def _digest_of(result: Any, folder: Path, name: str) -> str:
+def digest_of(result: Any, folder: Path, name: str) -> str:
+    """Of what a case returned, or of the checkpoint of this name if it wrote one."""
     if isinstance(result, nn.Module):
         return digest(result.named_parameters())
     if isinstance(result, Tensor):
@@ -114,7 +115,7 @@ def main(name: str, large: str, tiny: str, shard: str) -> None:
     run(Path(tiny))
     result, peaks = peak_of(lambda: run(Path(large)))
     written = "exact" if name.endswith("exact") else "lossy"
-    print(json.dumps({"peaks": peaks, "digest": _digest_of(result, Path(large), written)}))
+    print(json.dumps({"peaks": peaks, "digest": digest_of(result, Path(large), written)}))
 
 
 if __name__ == "__main__":

@@ -8,17 +8,17 @@ import pytest
 import torch
 
 from phiquant import memory
-from phiquant.memory import FreedMemory
+from phiquant.memory import FreedMemory, page_out
 
 MEGABYTE = 1 << 20
 
 
-def resident() -> int:
-    """Anonymous memory of this process in bytes."""
+def resident(kind: str = "RssAnon") -> int:
+    """Memory of this process in bytes, anonymous or of files."""
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon"):
+        if line.startswith(kind):
             return int(line.split()[1]) * 1024
-    raise RuntimeError("no RssAnon in /proc/self/status")
+    raise RuntimeError(f"no {kind} in /proc/self/status")
 
 
 @pytest.mark.skipif(memory._trimmer() is None, reason="the C library has no malloc_trim")
@@ -48,3 +48,29 @@ def test_is_silent_without_a_trimmer(monkeypatch: pytest.MonkeyPatch) -> None:
     freed = FreedMemory()
     freed.add(memory._EVERY)
     assert freed._waiting == 0
+
+
+def mapped(file: Path, count: int) -> torch.Tensor:
+    storage = torch.UntypedStorage.from_file(str(file), shared=False, nbytes=count)
+    return torch.tensor([], dtype=torch.uint8).set_(storage)
+
+
+@pytest.mark.skipif(memory._adviser() is None, reason="no madvise")
+def test_pages_of_files_go_back_and_what_was_written_stays(tmp_path: Path) -> None:
+    file = tmp_path / "a file"
+    file.write_bytes(bytes(range(256)) * (MEGABYTE // 8))
+    weights = mapped(file, 32 * MEGABYTE)
+    assert weights.max() == 255
+    weights[100] = 7  # a private page now
+    full = resident("RssFile")
+    page_out([str(tmp_path / "another")])
+    assert full - resident("RssFile") < MEGABYTE
+    FreedMemory([file]).give_back()
+    assert full - resident("RssFile") > 24 * MEGABYTE
+    assert weights[100] == 7
+    assert torch.equal(weights[256:].view(-1, 256)[-1], torch.arange(256).to(torch.uint8))
+
+
+def test_no_madvise_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_adviser", lambda: None)
+    FreedMemory(["nothing"]).give_back()
