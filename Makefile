@@ -28,7 +28,7 @@ KERNEL_TESTS ?= $(wildcard tests/test_ops*.py tests/test_kernels*.py tests/ops t
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv install develop demo examples test test-fast lint mypy format docs bench-exact bench-quality sanitize \
+.PHONY: help venv install develop demo examples test test-fast lint mypy format docs bench-exact bench-quality memory sanitize \
 	fuzz wheel clean FORCE
 
 help: ## list the targets and variables
@@ -87,6 +87,9 @@ bench-exact: develop ## sizes of the lossless tier next to zstd and zipnn, check
 
 bench-quality: install ## error and end metrics on real models against NF4 and int8
 	PYTHONPATH=. $(BIN)/python benchmarks/quality.py
+
+memory: install ## peak memory of compressing and reloading a model of 300 M parameters (Linux)
+	PYTHONPATH=. $(BIN)/python -m benchmarks.memory
 
 # gcc's sanitizers must be in the process before Python is, and libstdc++ before they look for it.
 PRELOAD = $(foreach name,libasan.so libubsan.so libstdc++.so,$(shell $(CXX) -print-file-name=$(name)))
