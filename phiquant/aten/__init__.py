@@ -4,6 +4,7 @@ An operation that has no entry decodes the weight and runs as on a plain tensor 
 """
 
 from phiquant.aten import (
+    attention,
     convolutions,
     copies,
     experts,
@@ -17,6 +18,7 @@ from phiquant.aten import (
 )
 
 __all__ = [
+    "attention",
     "convolutions",
     "copies",
     "experts",
