@@ -169,10 +169,15 @@ class TestShared:
     def test_with_an_unsupported_module_it_is_left_alone(self) -> None:
         model = nn.Sequential(nn.Linear(64, 100, bias=False), nn.EmbeddingBag(100, 64))
         model[1].weight = model[0].weight
-        expected = (
-            "1.weight: EmbeddingBag runs in a fused kernel that takes plain weights only"
-        )
+        expected = "1.weight: EmbeddingBag runs in a fused kernel that takes plain weights only"
         assert reasons(model) == {"0.weight": expected, "1.weight": expected}
+
+    def test_places_must_store_it_alike(self) -> None:
+        model = nn.Sequential(nn.Conv1d(64, 64, 64), nn.ConvTranspose2d(64, 64, 8))
+        model[1].weight = nn.Parameter(model[0].weight.data)
+        model[0].weight = model[1].weight
+        expected = "1.weight: ConvTranspose2d would store it another way than 0.weight"
+        assert reasons(model)["0.weight"] == expected
 
     def test_a_filter_must_want_every_place(self) -> None:
         slots = plan(TiedModel(), PhiConfig(), lambda module, name: name != "head")
