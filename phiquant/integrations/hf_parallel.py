@@ -17,7 +17,7 @@ from phiquant.checks import check_weight
 from phiquant.codec import exponent_for
 from phiquant.plan import Slot, why_it_grew
 from phiquant.quantize import Outcome, check_every_bit, relative_error
-from phiquant.sharding import all_intervals, why_not_columns
+from phiquant.sharding import all_intervals, gathered, why_not_columns
 from phiquant.tensor import PhiTensor
 
 if TYPE_CHECKING:
@@ -32,6 +32,13 @@ def is_shared(parameter: object) -> TypeGuard[DTensor]:
 def held(parameter: Any) -> Any:
     """What this rank holds of a parameter: the local tensor of a DTensor, else itself."""
     return parameter._local_tensor if is_shared(parameter) else parameter
+
+
+def whole(parameter: Tensor) -> PhiTensor:
+    """A compressed weight; one that ranks share is gathered, for which all of them call this."""
+    tensor = gathered(parameter) if is_shared(parameter) else parameter
+    assert isinstance(tensor, PhiTensor)
+    return tensor
 
 
 def device_of(place: DTensor) -> torch.device:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from phiquant.checkpoint import planes_of
 from phiquant.checkpoint.header import VERSION
 from phiquant.checkpoint.reader import FORMAT, WEIGHTS
+from phiquant.integrations.hf_parallel import held, whole
 from phiquant.tensor import PhiTensor
 
 
@@ -14,6 +15,7 @@ def state_dict_and_metadata(model: nn.Module) -> tuple[dict[str, Tensor], dict[s
     """The state of a model with planes in the place of compressed weights, each weight once.
 
     transformers ties weights again when it loads; the name that is kept is the one it expects.
+    Weights that ranks share are gathered, so all ranks have to save.
 
     Raises:
         ValueError: a compressed weight is on the meta device.
@@ -24,10 +26,10 @@ def state_dict_and_metadata(model: nn.Module) -> tuple[dict[str, Tensor], dict[s
     weights = 0
     for name, tensor in model.state_dict().items():
         parameter = parameters.get(name)
-        if not isinstance(parameter, PhiTensor):
+        if not isinstance(held(parameter), PhiTensor):
             state[name] = tensor
-        elif kept[id(parameter)] == name:
-            state |= planes_of(name, parameter)
+        elif parameter is not None and kept[id(parameter)] == name:
+            state |= planes_of(name, whole(parameter))
             weights += 1
     return state, {FORMAT: str(VERSION), WEIGHTS: str(weights)}
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from phiquant.codec.layout import BLOCK
-from phiquant.config import PhiConfig
+from phiquant.sharding.anew import encode_anew
 from phiquant.sharding.intervals import Intervals
 from phiquant.tensor import PhiTensor
 
@@ -95,24 +95,7 @@ def _decoded(tensor: PhiTensor, intervals: Intervals, why: str) -> Tensor:
     if not tensor.is_exact:
         _tell(tensor, part, why)
         return part
-    again = PhiTensor.from_hp(
-        part,
-        _config(tensor),
-        name=tensor.describe(),
-        column_dims=max(1, len(tensor.column_shape)),
-    )
-    return again._with(dtype=tensor.dtype)
-
-
-def _config(tensor: PhiTensor) -> PhiConfig:
-    return PhiConfig(
-        index_bits=tensor.index_bits,
-        deviation_bits=tensor.deviation_bits,
-        group_size=tensor.group_size,
-        grid=tensor.grid,
-        fit=tensor.fit,
-        exact=tensor.is_exact,
-    )
+    return encode_anew(part, tensor)
 
 
 def _tell(tensor: PhiTensor, part: Tensor, why: str) -> None:

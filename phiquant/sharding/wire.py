@@ -12,6 +12,7 @@ from torch import Tensor
 
 from phiquant import codec
 from phiquant.codec import DTYPES, Planes
+from phiquant.sharding.anew import encode_anew
 from phiquant.tensor import PhiTensor
 
 # The widest elements come first, so that every plane begins where its elements may.
@@ -98,6 +99,10 @@ def joined(parts: list[PhiTensor]) -> PhiTensor:
         ValueError: their scales cannot be said with one exponent.
     """
     kept = [part for part in parts if part.numel()] or parts[:1]
+    if kept[0].is_exact and len({part.stored_dtype for part in kept}) > 1:
+        wide = torch.cat([part._with(transposed=False).dequantize(torch.float32) for part in kept])
+        anew = encode_anew(wide, kept[0]._with(transposed=False))
+        return anew._with(transposed=kept[0].transposed, checksum_plane=None)
     exponent = max(part.exponent for part in kept)
     planes = [codec.shift_exponent(part.planes, exponent - part.exponent) for part in kept]
     fitting: list[Planes] = [part for part in planes if part is not None]

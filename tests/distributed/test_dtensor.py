@@ -92,6 +92,14 @@ def shards_with_other_exponents(mesh: DeviceMesh) -> None:
     assert same_bits(whole[mine : mine + 8].dequantize(), local.dequantize())
 
 
+def shards_that_stored_other_dtypes(mesh: DeviceMesh) -> None:
+    """bf16 numbers in an fp32 weight are stored as bf16; the other rank's shard has fp32 ones."""
+    both = [weight(8, 128), weight(8, 128, dtype=torch.bfloat16).float()]
+    local = PhiTensor.from_hp(both[mesh.get_rank()], TIERS["exact"])
+    whole = DTensor.from_local(local, mesh, [Shard(0)]).full_tensor()
+    assert same_bits(plain(whole), torch.cat(both))
+
+
 def exponents_without_a_common_one(mesh: DeviceMesh) -> None:
     own = weight(8, 128) * (1.0 if mesh.get_rank() else 1e30)
     shared = DTensor.from_local(PhiTensor.from_hp(own), mesh, [Shard(0)])
@@ -159,6 +167,7 @@ CHECKS: list[support.Check] = [
     *((cut_by_every_rank, (t, 65, "rows")) for t in TIERS),
     *((borders_inside_a_group, (t,)) for t in TIERS),
     (shards_with_other_exponents, ()),
+    (shards_that_stored_other_dtypes, ()),
     (exponents_without_a_common_one, ()),
     (other_shapes, ()),
     *((parallel_modules, (t, source)) for t in TIERS for source in (0, None)),

@@ -13,10 +13,11 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedModel
 from transformers.distributed import DistributedConfig
 
+import phiquant
 from phiquant import PhiQuantConfig, PhiTensor
 from phiquant.integrations.hf_parallel import held, is_shared
 from tests.distributed import support
-from tests.integrations.support import llama, load, prompt, saved
+from tests.integrations.support import assert_same, llama, load, prompt, saved
 
 TIERS: dict[str, dict[str, Any]] = {
     "index": {"deviation_bits": 0},
@@ -96,6 +97,16 @@ def assert_same_answers(model: Any, shared: Any) -> None:
     assert torch.equal(*tokens)
 
 
+def saved_by_all_ranks(mesh: DeviceMesh, kind: str, tier: str) -> None:
+    """One process reads what two wrote: the planes of the whole, with their checksums."""
+    shared = load(stored(f"{kind}-{tier}"), dtype=torch.float32, **shared_by_two())
+    shared.save_pretrained(stored(f"again-{kind}-{tier}"))
+    ours, theirs = (load(stored(f"{how}{kind}-{tier}")) for how in ("again-", ""))
+    assert_same(ours, theirs)
+    if tier == "exact":
+        assert phiquant.verify(ours)
+
+
 def groups_that_ranks_would_cut(mesh: DeviceMesh) -> None:
     """They stay as they were, and the report says so; the rest is compressed."""
     shared = load(stored("narrow"), **shared_by_two(), **settings("deviation"))
@@ -125,6 +136,7 @@ CASES = [(kind, tier) for kind in ("llama", "mixtral") for tier in TIERS]
 CHECKS: list[support.Check] = [
     *((compressed_while_loading, case) for case in CASES),
     *((read_from_a_checkpoint, case) for case in CASES),
+    *((saved_by_all_ranks, case) for case in CASES),
     (groups_that_ranks_would_cut, ()),
     (stored_groups_that_ranks_would_cut, ()),
     (a_broken_part, ()),
