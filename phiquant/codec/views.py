@@ -166,9 +166,10 @@ def _narrowed(planes: Planes, begins: Tensor, last: int) -> tuple[Tensor, Tensor
     after = begins.new_tensor([last + 1])
     follows = _begins_at(planes, after) if last + 1 < planes.offsets.numel() else after * 0 + end
     edges = torch.cat([begins.flatten(), follows])
-    first, stop = edges[[0, -1]].tolist()
-    if first < 0 or stop > end or bool((edges.diff() < 0).any()):
+    outside = (edges < 0) | (edges > end)  # or differences may overflow
+    if bool(outside.any()) or bool((edges.diff() < 0).any()):
         return None
+    first, stop = edges[[0, -1]].tolist()
     return planes.remainder[first : stop + PADDING], begins - first
 
 

@@ -13,7 +13,15 @@ import phiquant
 from phiquant import CheckpointError, PhiTensor
 from phiquant.checkpoint.stored_planes import planes_of
 from phiquant.precision import TIERS
-from tests.checkpoint.support import PLANES, Holder, RawFile, kinds, same_decodes, same_planes
+from tests.checkpoint.support import (
+    PLANES,
+    Holder,
+    RawFile,
+    kinds,
+    same_decodes,
+    same_planes,
+    stored,
+)
 from tests.support import run_python
 
 LOSSY = ("index_plane", "scale_plane", "deviation_plane", "deviation_low_plane", "exception_plane")
@@ -80,6 +88,23 @@ def test_rows_are_those_of_the_weight(tmp_path: Path, kind: str, rows: slice) ->
     phiquant.save(Holder(weight=tensor), tmp_path)
     part = phiquant.open(tmp_path)["weight"][rows]
     assert same_decodes(part, tensor.dequantize()[rows])
+
+
+@pytest.mark.parametrize("start", [-(1 << 63), (1 << 63) - 1, -(1 << 40), 1 << 40])
+@pytest.mark.parametrize("row", [0, 10, 11])
+def test_rows_of_blocks_that_begin_nowhere(tmp_path: Path, row: int, start: int) -> None:
+    """Slices narrow the remainder before a kernel looks at it; differences of starts overflow."""
+    file = stored(tmp_path / "a.safetensors", kinds()["many blocks"]())
+    file.put("_weight_starts", 1, start, "q")
+    file.write(tmp_path / "a.safetensors")
+    part = phiquant.open(tmp_path)["weight"][row : row + 1]
+    if row == 0:  # its blocks are those of the first start
+        assert same_decodes(part, kinds()["many blocks"]()[:1])
+        return
+    with pytest.raises(ValueError, match=r"remainder: block \d+ is not inside"):
+        part.dequantize()
+    with pytest.raises(ValueError, match=r"remainder: block \d+ is not inside"):
+        planes_of("weight", part)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
