@@ -104,12 +104,14 @@ def plan(model: nn.Module, config: PhiConfig, filter_fn: Filter | None) -> list[
     if filter_fn is not None and not callable(filter_fn):
         raise TypeError(f"filter_fn: expected (module, name) -> bool, got {filter_fn!r}")
     slots: dict[int, Slot] = {}
-    heads = _output_heads(model)
+    heads, adapters = _output_heads(model), _adapters(model)
     for prefix, module in model.named_modules():
         for leaf, parameter in module.named_parameters(recurse=False):
             slot = slots.setdefault(id(parameter), Slot.of(parameter))
             name = f"{prefix}.{leaf}" if prefix else leaf
             reason = slot.add(module, leaf, name)
+            if module in adapters:
+                reason = "of an adapter, which is there to be trained"
             if not reason and filter_fn is not None and not filter_fn(module, prefix):
                 reason = "left out by filter_fn"
             slot.reason = slot.reason or (f"{name}: {reason}" if reason else "")
@@ -180,3 +182,14 @@ def _output_heads(model: nn.Module) -> set[nn.Module]:
             if isinstance(head, nn.Module):
                 heads.add(head)
     return heads
+
+
+def _adapters(model: nn.Module) -> set[nn.Module]:
+    """PEFT's layers say which of their children are adapters."""
+    adapters: set[nn.Module] = set()
+    for module in model.modules():
+        for name in getattr(module, "adapter_layer_names", ()):
+            child = getattr(module, name, None)
+            if isinstance(child, nn.Module):
+                adapters.update(child.modules())
+    return adapters

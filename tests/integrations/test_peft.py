@@ -488,3 +488,14 @@ def test_a_compressed_base_learns_a_real_task_as_the_original_does() -> None:
     assert learned > 0.25
     assert index.before - index.after > 0.8 * learned
     assert index.after < index.merged < index.before  # 4.25 bits are too few to merge into
+
+
+def test_a_model_that_has_an_adapter_is_compressed_without_it() -> None:
+    model = peft.get_peft_model(support.llama(), peft.LoraConfig(r=64, target_modules=["q_proj", "v_proj"]))
+    report = phiquant.quantize_(model)
+    adapters = [name for name, _ in model.named_parameters() if ".lora_" in name]
+    reasons = {s.names[0]: s.reason for s in report.skipped}
+    assert adapters
+    assert {reasons[name] for name in adapters} == {"of an adapter, which is there to be trained"}
+    compressed = {name for entry in report.compressed for name in entry.names}
+    assert any(name.endswith("q_proj.base_layer.weight") for name in compressed)
