@@ -60,6 +60,7 @@ class ShardWriter:
         found = Checkpoint(self.parts) if self.parts else None
         self.done: set[str] = set(found or ())
         self._compressed = len(found.headers) if found else 0
+        self._said = found.metadata if found else {}
         self._keys = set(open_files(self.parts)[0])
         self._waiting: dict[str, Tensor] = {}
         self._storages: set[int] = set()
@@ -115,7 +116,9 @@ class ShardWriter:
 
     def finish(self, metadata: Mapping[str, str] | None = None) -> list[Path]:
         """Write the rest, and name the files: model.safetensors, or shards and an index."""
-        self.flush({COUNT: str(self._compressed), **(metadata or {})})
+        said = {COUNT: str(self._compressed), **(metadata or {})}
+        if self._waiting or not said.items() <= self._said.items():
+            self.flush(said)
         count = len(self.parts)
         names = [WEIGHTS] if count == 1 else [_shard(i + 1, count) for i in range(count)]
         files = [part.replace(self.folder / n) for part, n in zip(self.parts, names, strict=True)]
