@@ -26,12 +26,12 @@ from benchmarks.memory_cases import TIERS, cases, digest
 from benchmarks.reporting import environment, save, table
 
 MB = 1e6
-LARGE = {
-    "hidden_size": 1024,
-    "intermediate_size": 2816,
-    "num_hidden_layers": 21,
+LARGE = {  # 341 M parameters; layers as wide as those of models of one to two billion
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "num_hidden_layers": 6,
     "num_attention_heads": 16,
-    "vocab_size": 32000,
+    "vocab_size": 16000,
 }
 TINY = {
     "hidden_size": 128,
