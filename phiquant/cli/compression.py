@@ -10,7 +10,7 @@ from typing import Any
 
 import phiquant
 from phiquant.checkpoint.reader import TIED
-from phiquant.cli.model import check_model, outline_model, stream_model
+from phiquant.cli.model import CARD, check_model, outline_model, stream_model
 from phiquant.cli.outline import outline
 from phiquant.cli.plain import plan_files, stream_files
 from phiquant.cli.progress import Progress
@@ -108,6 +108,8 @@ def compress(job: Job, progress: Progress, force: bool = False, restart: bool = 
         finally:
             progress.close()
         left = _copy_companions(job.source, workspace.folder)
+        if job.source.config is not None:
+            _write_card(job.source, workspace.folder, report)
         workspace.publish()
     return Result(report, resumed, missing, left)
 
@@ -134,3 +136,12 @@ def _copy_companions(source: Source, folder: Path) -> list[str]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source.folder / name, folder / name)
     return [str(name) for name in left]
+
+
+def _write_card(source: Source, folder: Path, report: Report) -> None:
+    """A card for the compressed model; the original's is kept under another name."""
+    from phiquant.cli.model import card_of
+
+    if (source.folder / CARD).is_file():
+        (folder / CARD).replace(folder / "README.original.md")
+    (folder / CARD).write_text(card_of(source, folder, report), encoding="utf-8")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +17,8 @@ from phiquant.cli.source import CONFIG, Source
 from phiquant.cli.store import Store
 from phiquant.config import PhiConfig
 from phiquant.report import Report
+
+CARD = "README.md"
 
 if TYPE_CHECKING:
     from phiquant.integrations.hf_config import PhiQuantConfig
@@ -42,6 +46,16 @@ def stream_model(
     dtype = str(streamed.dtype).removeprefix("torch.")
     config_json = {k: v for k, v in source.config.items() if k != "torch_dtype"}
     return streamed, config_json | {"dtype": dtype, "quantization_config": settings.to_dict()}
+
+
+def card_of(source: Source, folder: Path, report: Report) -> str:
+    """The text of a card for what was compressed into a folder."""
+    from phiquant.integrations.hf_card import card_text
+    from phiquant.integrations.hf_config import PhiQuantConfig
+
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    settings = PhiQuantConfig.from_dict(config["quantization_config"])
+    return card_text(source.folder.resolve().name, architecture_of(source), settings, report)
 
 
 def outline_model(source: Source, config: PhiConfig, skip: Sequence[str]) -> Report:

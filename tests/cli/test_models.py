@@ -90,6 +90,7 @@ def test_companions_and_config(tmp_path: Path) -> None:
     folder = support.saved(support.llama().bfloat16(), tmp_path / "plain")
     (folder / "tokenizer.json").write_text("{}")
     (folder / "LICENSE").write_text("free")
+    (folder / "README.md").write_text("of the original")
     (folder / "modeling.py").write_text("raise SystemExit")
     (folder / "old.bin").write_bytes(b"pickle")
     (folder / "1_Pooling").mkdir()
@@ -104,6 +105,8 @@ def test_companions_and_config(tmp_path: Path) -> None:
         "1_Pooling",
         "1_Pooling/config.json",
         "LICENSE",
+        "README.md",
+        "README.original.md",
         "config.json",
         "generation_config.json",
         "model.safetensors",
@@ -118,6 +121,9 @@ def test_companions_and_config(tmp_path: Path) -> None:
         said["bits_per_weight"], abs=1e-3
     )
     assert 0 < settings["measured"]["relative_error"] < 0.02
+    card = (tmp_path / "made" / "README.md").read_text()
+    assert f"| {settings['measured']['relative_error']:.2e} |" in card
+    assert (tmp_path / "made" / "README.original.md").read_text() == "of the original"
     mode = (tmp_path / "made" / "model.safetensors").stat().st_mode
     assert mode == (tmp_path / "made" / "config.json").stat().st_mode
 

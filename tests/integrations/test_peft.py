@@ -491,7 +491,9 @@ def test_a_compressed_base_learns_a_real_task_as_the_original_does() -> None:
 
 
 def test_a_model_that_has_an_adapter_is_compressed_without_it() -> None:
-    model = peft.get_peft_model(support.llama(), peft.LoraConfig(r=64, target_modules=["q_proj", "v_proj"]))
+    model = peft.get_peft_model(
+        support.llama(), peft.LoraConfig(r=64, target_modules=["q_proj", "v_proj"])
+    )
     report = phiquant.quantize_(model)
     adapters = [name for name, _ in model.named_parameters() if ".lora_" in name]
     reasons = {s.names[0]: s.reason for s in report.skipped}
