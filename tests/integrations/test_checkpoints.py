@@ -23,9 +23,12 @@ from transformers import (
 )
 
 import phiquant
+from benchmarks import zoo
+from benchmarks.zoo.packages import MissingPackage
 from phiquant import CheckpointError, PhiConfig, PhiQuantConfig, PhiTensor
 from tests.integrations import support
 from tests.integrations.support import assert_same, compressed_names, llama, prompt
+from tests.support import same_bits
 
 EXACT = PhiConfig(exact=True)
 ARCHITECTURES = [
@@ -184,6 +187,46 @@ def test_saved_without_its_planes_once_it_is_plain_again(tmp_path: Path) -> None
     again = load(tmp_path / "plain")
     assert not compressed_names(again)
     assert_same(plain, again)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["minilm", "smollm2", "whisper"])
+def test_real_weights_come_back_bit_for_bit(tmp_path: Path, name: str) -> None:
+    """Through files of several shards; the shallow tiers are those of the model in memory."""
+    model = real(name).bfloat16()
+    original = {key: p.detach().clone() for key, p in model.named_parameters()}
+    saved(tmp_path, EXACT, model, max_shard_size="20MB")
+    again = load(tmp_path, type(model))
+    assert phiquant.verify(again).complete
+    for key, parameter in again.named_parameters():
+        value = parameter.dequantize() if isinstance(parameter, PhiTensor) else parameter.detach()
+        assert same_bits(value, original[key]), key
+    with pytest.warns(UserWarning, match="load"):
+        index = load(tmp_path, type(model), quantization_config=PhiQuantConfig(load="index"))
+    assert_same(index, phiquant.view(again, "index"))
+
+
+@pytest.mark.slow
+def test_a_real_model_of_another_library(tmp_path: Path) -> None:
+    """EfficientNet: convolutions, some of them left alone, and a linear layer."""
+    model = real("efficientnet")
+    phiquant.quantize_(model)
+    image = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = model(image)
+    phiquant.save(model, tmp_path / "model.safetensors")
+    again = phiquant.load(real("efficientnet"), tmp_path / "model.safetensors")
+    assert compressed_names(again) == compressed_names(model)
+    with torch.no_grad():
+        assert torch.equal(again(image), expected)
+
+
+def real(name: str) -> Any:
+    module = zoo.model(name)
+    try:
+        return module.load().eval()
+    except MissingPackage as missing:
+        pytest.skip(str(missing))
 
 
 # --- damage -----------------------------------------------------------------------------------
