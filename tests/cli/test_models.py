@@ -175,5 +175,5 @@ def test_a_model_that_transformers_does_not_know(tmp_path: Path) -> None:
 
 
 @pytest.fixture(autouse=True)
-def quiet() -> None:
-    logging.getLogger("phiquant").setLevel(logging.ERROR)
+def quiet(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.ERROR, logger="phiquant")
