@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 SIZE = 16  # bytes
-PART = 1 << 22  # weights that are looked at together
+PART = 1 << 20  # weights that are looked at together
 
 
 def checksum(parts: Iterable[Tensor]) -> Tensor:

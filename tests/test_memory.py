@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,6 +51,38 @@ def test_is_silent_without_a_trimmer(monkeypatch: pytest.MonkeyPatch) -> None:
     freed = FreedMemory()
     freed.add(memory._EVERY)
     assert freed._waiting == 0
+
+
+BETWEEN_LIVING_BLOCKS = """
+import sys, torch
+from phiquant.memory import return_at_once
+from tests.test_memory import MEGABYTE, resident
+if sys.argv[1] == "at once":
+    return_at_once()
+torch.empty(30 * MEGABYTE, dtype=torch.uint8)
+blocks = [torch.ones(2 * MEGABYTE, dtype=torch.uint8) for _ in range(50)]
+full = resident()
+del blocks[:-1:2], blocks[:-1:2]
+print((full - resident()) // MEGABYTE)
+"""
+
+
+@pytest.mark.skipif(memory._trimmer() is None, reason="the C library is not glibc")
+def test_blocks_go_back_at_once_in_a_process_that_asks_for_it() -> None:
+    """It holds for the rest of a process, so each way has one of its own."""
+    root = str(Path(__file__).resolve().parents[1])
+    returned = {}
+    for way in ("at once", "later"):
+        done = subprocess.run(
+            [sys.executable, "-c", BETWEEN_LIVING_BLOCKS, way],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=os.environ | {"PYTHONPATH": root},
+        )
+        returned[way] = int(done.stdout)
+    assert returned["at once"] > 60
+    assert returned["later"] < 20
 
 
 def mapped(file: Path, count: int) -> torch.Tensor:

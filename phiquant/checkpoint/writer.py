@@ -17,6 +17,7 @@ from phiquant.checkpoint.reader import FORMAT, Checkpoint
 from phiquant.checkpoint.reader import WEIGHTS as COUNT
 from phiquant.checkpoint.serialize import write_tensors
 from phiquant.checkpoint.stored_planes import planes_of
+from phiquant.memory import FreedMemory
 from phiquant.tensor import PhiTensor
 
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
@@ -113,6 +114,7 @@ class ShardWriter:
         self.parts.append(part)
         self._waiting, self._bytes = {}, 0
         self._storages.clear()
+        FreedMemory().give_back()
 
     def finish(self, metadata: Mapping[str, str] | None = None) -> list[Path]:
         """Write the rest, and name the files: model.safetensors, or shards and an index."""

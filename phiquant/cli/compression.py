@@ -18,6 +18,7 @@ from phiquant.cli.source import CONFIG, Source
 from phiquant.cli.store import Store
 from phiquant.cli.workspace import Workspace
 from phiquant.config import PhiConfig
+from phiquant.memory import return_at_once
 from phiquant.report import Report
 
 
@@ -98,6 +99,7 @@ def compress(job: Job, progress: Progress, force: bool = False, restart: bool = 
         OSError: a file cannot be read or written.
     """
     job.check()
+    return_at_once()
     if job.source.config is not None:
         check_model(job.source)
     with Workspace(job.destination, job.identity, force, restart) as workspace:
