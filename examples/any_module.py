@@ -1,6 +1,6 @@
 """Save and load the compressed weights of a module that has nothing to do with transformers.
 
-    python examples/any_module.py
+Run it with ``python examples/any_module.py``.
 """
 
 import tempfile

@@ -1,6 +1,6 @@
 """Save a compressed transformers model, and load it again, whole and less deep.
 
-    python examples/save_and_reload.py
+Run it with ``python examples/save_and_reload.py``.
 """
 
 import tempfile
