@@ -213,7 +213,8 @@ def open_checkpoint(path: str | Path, tier: str | None = None) -> Checkpoint:
     >>> _ = phiquant.quantize_(model)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     phiquant.save(model, folder)
-    ...     phiquant.open(folder)["weight"][3:5].dequantize().shape
+    ...     weight = phiquant.open(folder)["weight"]
+    ...     weight[3:5].dequantize().shape
     torch.Size([2, 128])
     """
     return Checkpoint(path, tier)
