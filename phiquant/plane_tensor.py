@@ -236,10 +236,10 @@ class PlaneTensor(TorchAOBaseTensor, metaclass=_PlaneTensorType):
 
 def named(planes: Planes) -> dict[str, Any]:
     """Planes by the names of PhiTensor's attributes."""
-    return {attribute: getattr(planes, plane) for plane, attribute in _ATTRIBUTES.items()}
+    return {attribute: getattr(planes, plane) for plane, attribute in ATTRIBUTES.items()}
 
 
-_ATTRIBUTES = {
+ATTRIBUTES = {
     "index": "index_plane",
     "deviation": "deviation_plane",
     "deviation_low": "deviation_low_plane",

@@ -8,19 +8,11 @@ from __future__ import annotations
 
 import re
 
+from phiquant.plane_tensor import ATTRIBUTES
+
 HEADER = "header"
 # What a key ends with, and the attribute of PhiTensor that it is.
-PLANES = {
-    "index": "index_plane",
-    "deviation": "deviation_plane",
-    "deviation_low": "deviation_low_plane",
-    "scale": "scale_plane",
-    "remainder": "remainder_plane",
-    "offsets": "offset_plane",
-    "starts": "start_plane",
-    "exceptions": "exception_plane",
-    "checksum": "checksum_plane",
-}
+PLANES = {**ATTRIBUTES, "checksum": "checksum_plane"}
 # A name's last part has no dot: with one, a long key of many dots would take a long time.
 _KEY = re.compile(
     rf"(?P<path>.*\.)?_(?P<leaf>[^.]+?)_(?P<plane>{'|'.join([HEADER, *PLANES])})", re.DOTALL
