@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, replace
 from typing import NoReturn
 
 import torch
@@ -94,6 +95,24 @@ group_size=64, grid='phi', dtype=torch.float32, device='cpu')
         )
         tensor.fqn = name
         return tensor
+
+    @property
+    def config(self) -> PhiConfig:
+        """The settings that make a tensor of the same kind.
+
+        A view of a shallower tier remembers a fit that its planes alone do not allow; it gets
+        "joint".
+        """
+        allowed = PhiConfig(
+            index_bits=self.index_bits,
+            deviation_bits=self.deviation_bits,
+            group_size=self.group_size,
+            grid=self.grid,
+            exact=self.is_exact,
+        )
+        with suppress(ValueError):
+            return replace(allowed, fit=self.fit)
+        return allowed
 
     def dequantize(self, output_dtype: torch.dtype | None = None) -> Tensor:
         """The decoded weight as a plain tensor, in ``output_dtype`` or the tensor's own dtype.

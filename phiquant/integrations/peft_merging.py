@@ -3,37 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import suppress
-from dataclasses import replace
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from phiquant.config import PhiConfig
 from phiquant.quantize import compress_parameter
 from phiquant.storage import Storage
 from phiquant.tensor import PhiTensor
 
 _told: set[str] = set()
 _GROWTH = 1.25  # an exact form that grew by more than this is worth a word
-
-
-def config_of(tensor: PhiTensor) -> PhiConfig:
-    """The settings that make a tensor of the same kind.
-
-    A view of a shallower tier remembers a fit that its planes alone do not allow; it gets "joint".
-    """
-    allowed = PhiConfig(
-        index_bits=tensor.index_bits,
-        deviation_bits=tensor.deviation_bits,
-        group_size=tensor.group_size,
-        grid=tensor.grid,
-        exact=tensor.is_exact,
-    )
-    with suppress(ValueError):
-        return replace(allowed, fit=tensor.fit)
-    return allowed
 
 
 def compress_like(before: PhiTensor, weight: Tensor) -> nn.Parameter:
@@ -49,7 +29,7 @@ def compress_like(before: PhiTensor, weight: Tensor) -> nn.Parameter:
     Raises:
         ValueError: the weight holds NaN or infinity and is not to be exact; the message names it.
     """
-    config, name = config_of(before), before.describe()
+    config, name = before.config, before.describe()
     stored = Storage(before.transposed, len(before.column_shape) or 1).apply(weight)
     outcome = compress_parameter(stored, config, name)
     if outcome.parameter is None:

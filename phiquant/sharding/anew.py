@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from phiquant.config import PhiConfig
 from phiquant.tensor import PhiTensor
 
 
@@ -15,17 +14,9 @@ def encode_anew(weight: Tensor, like: PhiTensor) -> PhiTensor:
         weight: in the shape that it has outside of the planes, as ``like``'s but for extents.
         like: an exact weight.
     """
-    config = PhiConfig(
-        index_bits=like.index_bits,
-        deviation_bits=like.deviation_bits,
-        group_size=like.group_size,
-        grid=like.grid,
-        fit=like.fit,
-        exact=True,
-    )
     tensor = PhiTensor.from_hp(
         weight,
-        config,
+        like.config,
         name=like.describe(),
         transposed=like.transposed,
         column_dims=max(1, len(like.column_shape)),

@@ -22,7 +22,6 @@ from tests.support import TiedModel, relative, same_bits
 peft = pytest.importorskip("peft")
 
 from phiquant.integrations import peft_merging  # noqa: E402
-from phiquant.integrations.peft_merging import config_of  # noqa: E402
 
 PROJECTIONS = ("q_proj", "v_proj", "down_proj")
 BASES = {
@@ -216,7 +215,7 @@ def test_merged_weights_are_the_sum_compressed_in_the_same_way(
     merged = wrapped.merge_and_unload()
     assert list(weights(merged)) == names
     weight = merged.get_parameter("model.layers.1.mlp.down_proj.weight")
-    assert config_of(weight) == config
+    assert weight.config == config
     assert weight.describe() == "model.layers.1.mlp.down_proj.weight"
     assert torch.equal(weight, PhiTensor.from_hp(wanted.detach(), config))
     rounding = {"index": 0.2, "exact": 1e-5}.get(base, 0.02)
