@@ -2,7 +2,7 @@
 // decide speed. Needs AVX-512 VBMI.
 #pragma once
 
-#include "decode.h"
+#include "words.h"
 
 namespace phiquant::cpu::PHIQUANT_ISA {
 

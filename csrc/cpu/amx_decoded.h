@@ -1,0 +1,69 @@
+// x . weight^T on the matrix unit where the weights are decoded already: bf16, row after row.
+#pragma once
+
+#include "amx_sums.h"
+
+namespace phiquant::cpu::PHIQUANT_ISA {
+
+inline constexpr int kPairBytes = kTileRows * kWidest * 4;  // of one step of a block of x
+
+// Up to 32 rows of weights with up to two blocks of x: sums of tile 2 r + b are those of rows
+// 16 r .. with block b. `second`, `wide`: whether there are rows or a block beyond the first 16.
+template <bool second, bool wide>
+PHIQUANT_INLINE void multiply_decoded_tiles(const DecodedTask& task, const uint8_t* x,
+                                            float sums[4][kTileRows * kWidest]) {
+  const int64_t stride = task.stride * 2;
+  const uint8_t* weight = reinterpret_cast<const uint8_t*>(task.weight);
+  const uint8_t* below = weight + kTileRows * stride;
+  const uint8_t* other = x + task.steps * kPairBytes;
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (int64_t step = 0; step < task.steps; step++) {
+    _tile_loadd(4, weight + step * 64, stride);
+    _tile_loadd(6, x + step * kPairBytes, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    if constexpr (wide) {
+      _tile_loadd(7, other + step * kPairBytes, 64);
+      _tile_dpbf16ps(1, 4, 7);
+    }
+    if constexpr (second) {
+      _tile_loadd(5, below + step * 64, stride);
+      _tile_dpbf16ps(2, 5, 6);
+      if constexpr (wide) _tile_dpbf16ps(3, 5, 7);
+    }
+  }
+  _tile_stored(0, sums[0], 64);
+  _tile_stored(1, sums[1], 64);
+  _tile_stored(2, sums[2], 64);
+  _tile_stored(3, sums[3], 64);
+}
+
+static void multiply_decoded(const DecodedTask& task) {
+  const Tiles tiles(kWidest);
+  alignas(64) float sums[4][kTileRows * kWidest];
+  const bool second = task.rows > kTileRows;
+  for (int64_t first = 0; first < task.m; first += 2 * kWidest) {
+    const uint8_t* x = task.x + first / kWidest * task.steps * kPairBytes;
+    const bool wide = task.m - first > kWidest;
+    before_tile_loads();
+    if (second) {
+      wide ? multiply_decoded_tiles<true, true>(task, x, sums)
+           : multiply_decoded_tiles<true, false>(task, x, sums);
+    } else {
+      wide ? multiply_decoded_tiles<false, true>(task, x, sums)
+           : multiply_decoded_tiles<false, false>(task, x, sums);
+    }
+    for (int tile = 0; tile < 4; tile++) {
+      const int64_t row = tile / 2 * kTileRows, at = first + tile % 2 * kWidest;
+      const int64_t rows = task.rows - row, count = task.m - at;
+      if (rows <= 0 || count <= 0) continue;
+      store_sums<kWidest>(
+          sums[tile], task.bias, nullptr, task.row + row, rows < kTileRows ? rows : kTileRows, at,
+          count < kWidest ? count : kWidest, task.out_features, static_cast<uint16_t*>(task.out));
+    }
+  }
+}
+
+}  // namespace phiquant::cpu::PHIQUANT_ISA

@@ -1,0 +1,121 @@
+// Which product of amx_product.h takes a task.
+#pragma once
+
+#include "amx_decoded.h"
+#include "amx_product.h"
+
+namespace phiquant::cpu::PHIQUANT_ISA {
+
+// Whole pieces of columns, in steps of bf16.
+static int64_t decoded_steps(int64_t columns) { return (columns + kPiece - 1) / kPiece * 2; }
+
+static int64_t decoded_x_bytes(int64_t columns, int64_t m) {
+  return (m + kWidest - 1) / kWidest * decoded_steps(columns) * kPairBytes;
+}
+
+static void prepare_decoded(int64_t columns, const void* x, int64_t m, uint8_t* to) {
+  const uint16_t* from = static_cast<const uint16_t*>(x);
+  for (int64_t first = 0; first < m; first += kWidest) {
+    const int64_t rows = m - first < kWidest ? m - first : kWidest;
+    interleave_pieces<kWidest>(kPlainOrder, from + first * columns, rows, columns, to);
+    to += decoded_steps(columns) * kPairBytes;
+  }
+}
+
+static bool takes(const Layout& layout) { return has_nibbles(layout); }
+
+// One row with indices alone is as fast in fp32 arithmetic.
+static int64_t least_rows(const Layout& layout) { return layout.deviation_bits == 0 ? 2 : 1; }
+
+// Groups of 64 are worth a variant for every width; others pad x to 16 rows.
+PHIQUANT_INLINE int width_of(const Layout& layout, int64_t m) {
+  return layout.group_size == 64 ? block_width(m) : kWidest;
+}
+
+static int64_t x_bytes(const Layout& layout, int64_t m, bool int8) {
+  const int width = width_of(layout, m);
+  return (m + width - 1) / width * steps_of(layout, int8) * kTileRows * width * 4;
+}
+
+struct Prepare {
+  const Layout& layout;
+  const uint16_t* x;
+  int64_t m;
+  uint8_t* to;
+  float* factors;  // int8 if not null
+
+  template <Operand operand, int group_size, int width>
+  PHIQUANT_MEMBER bool run() const {
+    static constexpr Order order = order_of<operand, group_size>();
+    const int64_t columns = layout.columns;
+    const int64_t size = steps_of(layout, factors != nullptr) * kTileRows * width * 4;
+    uint8_t* block = to;
+    for (int64_t first = 0; first < m; first += width, block += size) {
+      const int64_t rows = m - first < width ? m - first : width;
+      const int64_t pieces = (columns + kPiece - 1) / kPiece;
+      const int64_t written = pieces * (factors == nullptr ? 2 : 1) * kTileRows * width * 4;
+      if constexpr (operand == Operand::kInt8) {
+        interleave_int8<width>(order, x + first * columns, rows, columns, block, factors + first);
+      } else {
+        interleave_pieces<width>(order, x + first * columns, rows, columns, block);
+      }
+      std::memset(block + written, 0, static_cast<size_t>(size - written));
+    }
+    return true;
+  }
+};
+
+struct Multiply {
+  const TileTask& task;
+  int64_t begin, end;
+
+  template <Operand operand, int group_size, int width>
+  PHIQUANT_MEMBER bool run() const {
+    return multiply_rows<operand, group_size, width>(task, begin, end);
+  }
+};
+
+template <Operand operand, class Action>
+static bool for_layout(const Layout& layout, int64_t m, const Action& action) {
+  if (layout.group_size == 128) return action.template run<operand, 128, kWidest>();
+  if constexpr (operand != Operand::kInt8) {
+    if (layout.group_size == 32) return action.template run<operand, 32, kWidest>();
+  }
+  switch (block_width(m)) {
+    case 1:
+      return action.template run<operand, 64, 1>();
+    case 2:
+      return action.template run<operand, 64, 2>();
+    case 4:
+      return action.template run<operand, 64, 4>();
+    case 8:
+      return action.template run<operand, 64, 8>();
+    default:
+      return action.template run<operand, 64, 16>();
+  }
+}
+
+template <class Action>
+static bool for_operand(const Layout& layout, int64_t m, bool int8, const Action& action) {
+  if (layout.deviation_bits != 0) return for_layout<Operand::kPosition>(layout, m, action);
+  return int8 ? for_layout<Operand::kInt8>(layout, m, action)
+              : for_layout<Operand::kIndex>(layout, m, action);
+}
+
+static void prepare_tiles(const Layout& layout, const void* x, int64_t m, uint8_t* to,
+                          float* factors) {
+  const Prepare prepare{layout, static_cast<const uint16_t*>(x), m, to, factors};
+  for_operand(layout, m, factors != nullptr, prepare);
+}
+
+static Status multiply(const TileTask& task, int64_t begin, int64_t end) {
+  const Multiply multiply{task, begin, end};
+  const bool good = for_operand(task.layout, task.m, task.factors != nullptr, multiply);
+  return good ? Status::kOk : Status::kBadWord;
+}
+
+static constexpr TileKernels kTileKernels{takes,           least_rows,      x_bytes,
+                                          prepare_tiles,   multiply,        decoded_steps,
+                                          decoded_x_bytes, prepare_decoded, multiply_decoded};
+
+}  // namespace phiquant::cpu::PHIQUANT_ISA
