@@ -45,6 +45,9 @@ _library.define(f"decode({PLANES}, int columns, {BITS}, ScalarType dtype) -> Ten
 _library.define(
     f"linear(Tensor x, {PLANES}, Tensor? bias, int columns, {BITS}) -> Tensor", tags=TAGS
 )
+# Of the compiled library alone: a tensor that stands for the planes and the layout of a product.
+_library.define(f"_prepare({PLANES}, int columns, {BITS}) -> Tensor")
+_library.define("_prepared_linear(Tensor x, Tensor prepared, Tensor? bias) -> Tensor")
 _library.define(
     f"embedding(Tensor indices, {PLANES}, int columns, {BITS}, ScalarType dtype) -> Tensor",
     tags=TAGS,
