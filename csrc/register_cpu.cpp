@@ -1,6 +1,7 @@
 // torch.ops.phiquant on the CPU. Schemas are in phiquant/ops.py.
 #include <torch/csrc/stable/library.h>
 
+#include "binding/cpu_about.h"
 #include "binding/cpu_decode.h"
 #include "binding/cpu_encode.h"
 #include "binding/cpu_linear.h"
@@ -15,4 +16,9 @@ STABLE_TORCH_LIBRARY_IMPL(phiquant, CPU, m) {
   m.impl("_prepare", TORCH_BOX(&phiquant::cpu::prepare));
   m.impl("_prepared_linear", TORCH_BOX(&phiquant::cpu::prepared_linear));
   m.impl("embedding", TORCH_BOX(&phiquant::cpu::embedding));
+}
+
+// Takes no tensor whose device would tell where it runs.
+STABLE_TORCH_LIBRARY_IMPL(phiquant, CompositeExplicitAutograd, m) {
+  m.impl("isa", TORCH_BOX(&phiquant::cpu::isa));
 }

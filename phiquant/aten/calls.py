@@ -55,7 +55,8 @@ def prepared_linear(args: Any, kwargs: Any) -> Tensor | None:
     if prepared is False:
         return None
     try:
-        return _product(x, prepared, bias)  # type: ignore[no-any-return]
+        product: Tensor = _product(x, prepared, bias)
+        return product
     except ValueError as error:
         raise weight.blame(error) from error
 
