@@ -136,6 +136,15 @@ class PlaneTensor(TorchAOBaseTensor, metaclass=_PlaneTensorType):
         self.fit, self.stored_dtype, self.transposed = fit, stored_dtype, transposed
         self.column_shape = tuple(column_shape)
 
+    def __tensor_flatten__(self) -> tuple[list[str], dict[str, Any]]:
+        """As torchao's, without asking the subclass: compiled code does so at every call."""
+        state = self.__dict__
+        planes = (*self.tensor_data_names, *self.optional_tensor_data_names)
+        attributes = {name: state.get(name) for name in self.tensor_attribute_names}
+        with torch._C.DisableTorchFunctionSubclass():
+            attributes["dtype"] = self.dtype
+        return [name for name in planes if state[name] is not None], attributes
+
     def __setattr__(self, name: str, value: Any) -> None:
         self.__dict__.pop(PREPARED, None)
         super().__setattr__(name, value)
