@@ -21,17 +21,22 @@ _PACKAGES = ("torch", "torchao", "transformers", "numpy")
 
 @dataclass(frozen=True)
 class Verdict:
-    """A bar and what was measured; `measured` is None if this run could not tell."""
+    """A bar and what was measured; `measured` is None if this run could not tell.
+
+    `at_most`: the bar is what may not be exceeded, a price and not a gain.
+    """
 
     claim: str
     bar: float
     measured: float | None
     unit: str = "dB"
+    at_most: bool = False
 
     def __str__(self) -> str:
         if self.measured is None:
             return f"----  {self.claim}: bar {self.bar:g} {self.unit}, not measured in this run"
-        word = "PASS" if self.measured >= self.bar else "MISS"
+        kept = self.measured <= self.bar if self.at_most else self.measured >= self.bar
+        word = "PASS" if kept else "MISS"
         return f"{word}  {self.claim}: {self.measured:.2f} {self.unit}, bar {self.bar:g}"
 
 

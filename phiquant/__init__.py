@@ -8,6 +8,7 @@ from phiquant.checkpoint import Checkpoint, CheckpointError, load, save
 from phiquant.checkpoint import open_checkpoint as open
 from phiquant.config import PhiConfig
 from phiquant.dequantize import dequantize_
+from phiquant.diagnosis import Diagnosis, doctor
 from phiquant.integrations import autoload as _autoload
 from phiquant.offload import offload_
 from phiquant.precision import at_precision, view
@@ -24,12 +25,14 @@ __version__ = "0.1.0"
 __all__ = [
     "Checkpoint",
     "CheckpointError",
+    "Diagnosis",
     "PhiConfig",
     "PhiTensor",
     "Report",
     "Verification",
     "at_precision",
     "dequantize_",
+    "doctor",
     "load",
     "offload_",
     "open",

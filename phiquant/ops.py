@@ -45,6 +45,11 @@ _library.define(f"decode({PLANES}, int columns, {BITS}, ScalarType dtype) -> Ten
 _library.define(
     f"linear(Tensor x, {PLANES}, Tensor? bias, int columns, {BITS}) -> Tensor", tags=TAGS
 )
+# Of the compiled library alone: a tensor that stands for the planes and the layout of a product.
+_library.define(f"_prepare({PLANES}, int columns, {BITS}) -> Tensor")
+_library.define("_prepared_linear(Tensor x, Tensor prepared, Tensor? bias) -> Tensor")
+# And what its choice of an instruction set was made from, as JSON.
+_library.define("isa() -> str")
 _library.define(
     f"embedding(Tensor indices, {PLANES}, int columns, {BITS}, ScalarType dtype) -> Tensor",
     tags=TAGS,
@@ -203,13 +208,17 @@ torch.library.register_autograd(
 )
 
 
-def _load_compiled() -> bool:
-    """Load the compiled kernels next to this file; say once what it means if they are missing."""
-    path = Path(__file__).with_name("_C.abi3.so")
+def library_path() -> Path:
+    """Where the compiled kernels are, if there are any: next to this file."""
+    return Path(__file__).with_name("_C.abi3.so")
+
+
+def _load_compiled() -> str:
+    """Load the compiled kernels; say once what it means if they are missing, and return why."""
     try:
-        if not path.exists():
+        if not library_path().exists():
             raise FileNotFoundError("it was installed without a C++ compiler")
-        torch.ops.load_library(path)
+        torch.ops.load_library(library_path())
     except (OSError, FileNotFoundError) as error:
         warnings.warn(
             f"phiquant runs without its compiled kernels ({error}). Results are the same; "
@@ -218,8 +227,9 @@ def _load_compiled() -> bool:
             RuntimeWarning,
             stacklevel=2,
         )
-        return False
-    return True
+        return str(error)
+    return ""
 
 
-compiled: bool = _load_compiled()
+why_not_compiled: str = _load_compiled()
+compiled: bool = not why_not_compiled

@@ -136,6 +136,19 @@ class PlaneTensor(TorchAOBaseTensor, metaclass=_PlaneTensorType):
         self.fit, self.stored_dtype, self.transposed = fit, stored_dtype, transposed
         self.column_shape = tuple(column_shape)
 
+    def __tensor_flatten__(self) -> tuple[list[str], dict[str, Any]]:
+        """As torchao's, without asking the subclass: compiled code does so at every call."""
+        state = self.__dict__
+        planes = (*self.tensor_data_names, *self.optional_tensor_data_names)
+        attributes = {name: state.get(name) for name in self.tensor_attribute_names}
+        with torch._C.DisableTorchFunctionSubclass():
+            attributes["dtype"] = self.dtype
+        return [name for name in planes if state[name] is not None], attributes
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self.__dict__.pop(PREPARED, None)
+        super().__setattr__(name, value)
+
     @property
     def planes(self) -> Planes:
         return Planes(
@@ -209,8 +222,9 @@ class PlaneTensor(TorchAOBaseTensor, metaclass=_PlaneTensorType):
         return copied
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is pickled: a copy is nobody's alias."""
-        return {name: value for name, value in self.__dict__.items() if name != "is_alias"}
+        """What is pickled: a copy is nobody's alias, and prepares its own planes."""
+        own = ("is_alias", PREPARED)
+        return {name: value for name, value in self.__dict__.items() if name not in own}
 
     def _apply_fn_to_data(self, fn: Callable[[Tensor], Tensor]) -> Self:
         """A tensor with ``fn`` applied to every plane."""
@@ -239,6 +253,8 @@ def named(planes: Planes) -> dict[str, Any]:
     return {attribute: getattr(planes, plane) for plane, attribute in ATTRIBUTES.items()}
 
 
+# What phiquant.aten.calls makes of the planes and keeps in __dict__ until one is replaced.
+PREPARED = "_prepared"
 ATTRIBUTES = {
     "index": "index_plane",
     "deviation": "deviation_plane",

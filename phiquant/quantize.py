@@ -28,6 +28,7 @@ from phiquant.report import Compressed, Report, Skipped
 from phiquant.storage import ROWS_AND_COLUMNS, Storage
 from phiquant.tensor import PhiTensor
 
+_SHORT = 1.0  # seconds within which a model is compressed without a bar, unless one is wanted
 log = logging.getLogger("phiquant")
 # Called with what was compressed in place, by libraries that models belong to.
 after_compression: list[Callable[[nn.Module, PhiConfig, Report], None]] = []
@@ -71,7 +72,7 @@ def quantize_(
         config: how; the default is ``PhiConfig()``.
         filter_fn: ``(module, name) -> bool``, asked for every module whose weight could be
             compressed; False leaves it alone. A shared weight is compressed if all its modules may.
-        progress: show a progress bar; the default shows one on a terminal only.
+        progress: show a progress bar; the default shows one on a terminal only, after a second.
 
     Raises:
         TypeError: an argument is not of its type. Nothing is changed.
@@ -107,7 +108,7 @@ def quantize_(
 
 
 def _progress_bar(slots: list[Slot], progress: bool | None) -> tqdm:
-    """A bar on a terminal; elsewhere, if it is wanted, a line every ten seconds."""
+    """A bar on a terminal, if it takes long; elsewhere, if wanted, a line every ten seconds."""
     return tqdm(
         total=sum(slot.bytes for slot in slots if slot.config is not None),
         unit="B",
@@ -115,6 +116,7 @@ def _progress_bar(slots: list[Slot], progress: bool | None) -> tqdm:
         desc="phiquant: compress",
         disable=None if progress is None else not progress,
         mininterval=0.1 if sys.stderr.isatty() else 10,
+        delay=_SHORT if progress is None else 0,
     )
 
 

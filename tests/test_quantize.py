@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import io
 import logging
+import sys
 import weakref
 from typing import Any
 
@@ -152,6 +154,17 @@ class TestTelling:
         shown = capsys.readouterr().err
         assert "phiquant: compress: 100%" in shown
         assert "182k/182k" in shown  # bytes of the three weights
+
+    @pytest.mark.parametrize("short", [0.0, 60.0])
+    def test_on_a_terminal_a_long_compression_shows_its_rate(
+        self, short: float, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        terminal = io.StringIO()
+        monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
+        monkeypatch.setattr(sys, "stderr", terminal)
+        monkeypatch.setattr("phiquant.quantize._SHORT", short)
+        phiquant.quantize_(TiedModel(layers=4))
+        assert ("B/s" in terminal.getvalue()) == (short == 0)
 
     def test_without_a_terminal_there_is_none(self, capsys: pytest.CaptureFixture[str]) -> None:
         phiquant.quantize_(TiedModel())

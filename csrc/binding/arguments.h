@@ -61,6 +61,33 @@ inline Shape shape_of(const Tensor& tensor) {
   return Shape(sizes.begin(), sizes.end());
 }
 
+inline bool has_shape(const Tensor& tensor, const Shape& shape) {
+  const auto sizes = tensor.sizes();
+  return std::equal(sizes.begin(), sizes.end(), shape.begin(), shape.end());
+}
+
+// torch's conversion to std::string never frees what it makes, so ops that are called for every
+// token take the handle, which is theirs to free.
+inline std::string taken(StringHandle text) {
+  const char* characters = nullptr;
+  size_t length = 0;
+  TORCH_ERROR_CODE_CHECK(torch_string_c_str(text, &characters));
+  TORCH_ERROR_CODE_CHECK(torch_string_length(text, &length));
+  std::string copy(characters, length);
+  TORCH_ERROR_CODE_CHECK(torch_delete_string(text));
+  return copy;
+}
+
+// torch's operations are looked up by name, which takes as long as 100,000 weights: they are asked
+// for only where there is something to do.
+inline Tensor dense(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+inline Tensor reshaped(const Tensor& tensor, const Shape& shape) {
+  return has_shape(tensor, shape) ? tensor : torch::stable::reshape(tensor, shape);
+}
+
 inline Shape with_last(Shape leading, int64_t last) {
   leading.push_back(last);
   return leading;
@@ -85,11 +112,9 @@ inline Shape leading_of(const std::string& name, const Tensor& tensor) {
   return shape;
 }
 
-inline void check_choice(const std::string& name, int64_t value, const Shape& choices) {
-  for (const int64_t choice : choices) {
-    if (value == choice) return;
-  }
-  fail(name + " must be one of " + tuple_text(choices) + ", got " + std::to_string(value));
+inline void check_choice(const char* name, int64_t value, std::initializer_list<int64_t> choices) {
+  if (std::find(choices.begin(), choices.end(), value) != choices.end()) return;
+  fail(name + (" must be one of " + tuple_text(choices)) + ", got " + std::to_string(value));
 }
 
 inline Layout make_layout(int64_t columns, int64_t index_bits, int64_t deviation_bits,
@@ -141,19 +166,24 @@ struct CheckedPlanes {
   int64_t rows;          // their product
 };
 
-inline OptionalTensor check_plane(const std::string& name, const OptionalTensor& plane,
-                                  bool present, ScalarType dtype, const Shape& shape) {
-  if (!present) {
-    if (!plane.has_value()) return std::nullopt;
-    fail(name + ": the layout has no such plane, got " + tuple_text(shape_of(*plane)));
-  }
+[[noreturn]] inline void fail_plane(const std::string& name, const OptionalTensor& plane,
+                                    ScalarType dtype, const Shape& shape) {
   const std::string wanted = dtype_text(dtype) + " of shape " + tuple_text(shape);
   if (!plane.has_value()) fail(name + ": missing, expected " + wanted);
-  if (plane->scalar_type() != dtype || shape_of(*plane) != shape) {
-    fail(name + ": expected " + wanted + ", got " + dtype_text(plane->scalar_type()) +
-         " of shape " + tuple_text(shape_of(*plane)));
+  fail(name + ": expected " + wanted + ", got " + dtype_text(plane->scalar_type()) + " of shape " +
+       tuple_text(shape_of(*plane)));
+}
+
+inline OptionalTensor check_plane(const char* name, const OptionalTensor& plane, bool present,
+                                  ScalarType dtype, const Shape& shape) {
+  if (!present) {
+    if (!plane.has_value()) return std::nullopt;
+    fail(name + (": the layout has no such plane, got " + tuple_text(shape_of(*plane))));
   }
-  return torch::stable::contiguous(*plane);
+  if (!plane.has_value() || plane->scalar_type() != dtype || !has_shape(*plane, shape)) {
+    fail_plane(name, plane, dtype, shape);
+  }
+  return dense(*plane);
 }
 
 inline int64_t length_of(const OptionalTensor& plane) {

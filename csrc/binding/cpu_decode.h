@@ -9,10 +9,10 @@ inline Tensor decode(Tensor index, OptionalTensor deviation, OptionalTensor devi
                      Tensor scale, OptionalTensor remainder, OptionalTensor offsets,
                      OptionalTensor starts, OptionalTensor exceptions, int64_t columns,
                      int64_t index_bits, int64_t deviation_bits, int64_t group_size,
-                     std::string grid, int64_t exponent, OptionalDtype stored_dtype,
+                     StringHandle grid, int64_t exponent, OptionalDtype stored_dtype,
                      ScalarType dtype) {
   const Layout layout =
-      make_layout(columns, index_bits, deviation_bits, group_size, grid, exponent);
+      make_layout(columns, index_bits, deviation_bits, group_size, taken(grid), exponent);
   const GivenPlanes given{index,     deviation, deviation_low, scale,
                           remainder, offsets,   starts,        exceptions};
   const CheckedPlanes planes = check_planes(given, layout, stored_dtype);
@@ -26,8 +26,8 @@ inline Tensor checked_indices(const Tensor& indices, int64_t rows) {
     fail("indices: expected torch.int32 or torch.int64, got " + dtype_text(dtype));
   }
   check_cpu("indices", indices);
-  Tensor checked = torch::stable::contiguous(
-      dtype == ScalarType::Long ? indices : torch::stable::to(indices, ScalarType::Long));
+  Tensor checked =
+      dense(dtype == ScalarType::Long ? indices : torch::stable::to(indices, ScalarType::Long));
   const int64_t* values = static_cast<const int64_t*>(checked.const_data_ptr());
   for (int64_t i = 0; i < checked.numel(); i++) {
     if (values[i] < 0 || values[i] >= rows) {
@@ -42,10 +42,10 @@ inline Tensor embedding(Tensor indices, Tensor index, OptionalTensor deviation,
                         OptionalTensor deviation_low, Tensor scale, OptionalTensor remainder,
                         OptionalTensor offsets, OptionalTensor starts, OptionalTensor exceptions,
                         int64_t columns, int64_t index_bits, int64_t deviation_bits,
-                        int64_t group_size, std::string grid, int64_t exponent,
+                        int64_t group_size, StringHandle grid, int64_t exponent,
                         OptionalDtype stored_dtype, ScalarType dtype) {
   const Layout layout =
-      make_layout(columns, index_bits, deviation_bits, group_size, grid, exponent);
+      make_layout(columns, index_bits, deviation_bits, group_size, taken(grid), exponent);
   const GivenPlanes given{index,     deviation, deviation_low, scale,
                           remainder, offsets,   starts,        exceptions};
   const CheckedPlanes planes = check_planes(given, layout, stored_dtype);

@@ -29,7 +29,7 @@ inline Tensor aten_linear(const Tensor& x, const Tensor& weight, const OptionalT
 
 inline void check_bias(const OptionalTensor& bias, ScalarType dtype, int64_t out_features) {
   if (!bias.has_value()) return;
-  if (bias->scalar_type() != dtype || shape_of(*bias) != Shape{out_features}) {
+  if (bias->scalar_type() != dtype || !has_shape(*bias, {out_features})) {
     fail("bias: expected " + dtype_text(dtype) + " of shape " + tuple_text({out_features}) +
          ", got " + dtype_text(bias->scalar_type()) + " of shape " + tuple_text(shape_of(*bias)));
   }
@@ -40,13 +40,12 @@ inline Tensor fused_linear(const LinearArguments& given) {
   const Layout& layout = given.layout;
   const ScalarType dtype = given.x.scalar_type();
   const int64_t padded = groups_of(layout) * layout.group_size;
-  Tensor prepared = new_tensor({given.m, padded}, ScalarType::Float);
   Tensor out = new_tensor({given.m, given.out_features}, dtype);
   OptionalTensor bias;
   if (given.bias.has_value()) {
-    bias = torch::stable::contiguous(torch::stable::to(*given.bias, ScalarType::Float));
+    bias = float_bias(*given.bias);
   }
-  float* x = static_cast<float*>(prepared.mutable_data_ptr());
+  float* x = static_cast<float*>(scratch(given.m * padded * int64_t{sizeof(float)}));
   const Dtype kind = dtype_of("x", dtype);
   const Kernels& set = kernels();
   {
@@ -87,19 +86,6 @@ inline Remainder remainder_from(const LinearArguments& given, int64_t first) {
   Remainder remainder = remainder_of(given.layout, given.planes);
   remainder.first_block = first * blocks_of(given.layout);
   return remainder;
-}
-
-// Where this thread decodes blocks. It is kept: fresh pages would cost as much as decoding.
-inline void* scratch(int64_t bytes) {
-  static thread_local std::unique_ptr<uint8_t[]> memory;
-  static thread_local int64_t size = 0;
-  constexpr int64_t kAlignment = 64;
-  if (size < bytes + kAlignment) {
-    size = bytes + kAlignment;
-    memory.reset(new uint8_t[static_cast<size_t>(size)]);
-  }
-  const uintptr_t address = reinterpret_cast<uintptr_t>(memory.get());
-  return reinterpret_cast<void*>((address + kAlignment - 1) & ~uintptr_t{kAlignment - 1});
 }
 
 inline Tensor blocked_linear(const LinearArguments& given) {
@@ -144,16 +130,10 @@ inline bool is_fused(const LinearArguments& given) {
   return plain && given.m <= kernels().fused_rows(given.layout);
 }
 
-inline Tensor linear(Tensor x, Tensor index, OptionalTensor deviation, OptionalTensor deviation_low,
-                     Tensor scale, OptionalTensor remainder, OptionalTensor offsets,
-                     OptionalTensor starts, OptionalTensor exceptions, OptionalTensor bias,
-                     int64_t columns, int64_t index_bits, int64_t deviation_bits,
-                     int64_t group_size, std::string grid, int64_t exponent,
-                     OptionalDtype stored_dtype) {
-  const Layout layout =
-      make_layout(columns, index_bits, deviation_bits, group_size, grid, exponent);
-  const GivenPlanes stored{index,     deviation, deviation_low, scale,
-                           remainder, offsets,   starts,        exceptions};
+inline Tensor linear_of(const Layout& layout, const GivenPlanes& stored,
+                        const OptionalDtype& stored_dtype, const Tensor& x,
+                        const OptionalTensor& bias) {
+  const int64_t columns = layout.columns;
   CheckedPlanes planes = check_planes(stored, layout, stored_dtype);
   check_matrix(planes);
   const Shape leading = leading_of("x", x);
@@ -167,12 +147,25 @@ inline Tensor linear(Tensor x, Tensor index, OptionalTensor deviation, OptionalT
   if (dtype != ScalarType::Double) dtype_of("x", dtype);
   check_bias(bias, dtype, out_features);
   if (m == 0 || out_features == 0) return new_tensor(with_last(leading, out_features), dtype);
-  const Tensor flat = torch::stable::reshape(torch::stable::contiguous(x), {m, columns});
+  const Tensor flat = reshaped(dense(x), {m, columns});
   const LinearArguments given{layout, std::move(planes), flat, bias, m, out_features};
   const Tensor result = dtype == ScalarType::Double ? double_linear(given)
                         : is_fused(given)           ? fused_linear(given)
                                                     : blocked_linear(given);
-  return torch::stable::reshape(result, with_last(leading, out_features));
+  return reshaped(result, with_last(leading, out_features));
+}
+
+inline Tensor linear(Tensor x, Tensor index, OptionalTensor deviation, OptionalTensor deviation_low,
+                     Tensor scale, OptionalTensor remainder, OptionalTensor offsets,
+                     OptionalTensor starts, OptionalTensor exceptions, OptionalTensor bias,
+                     int64_t columns, int64_t index_bits, int64_t deviation_bits,
+                     int64_t group_size, StringHandle grid, int64_t exponent,
+                     OptionalDtype stored_dtype) {
+  const Layout layout =
+      make_layout(columns, index_bits, deviation_bits, group_size, taken(grid), exponent);
+  const GivenPlanes stored{index,     deviation, deviation_low, scale,
+                           remainder, offsets,   starts,        exceptions};
+  return linear_of(layout, stored, stored_dtype, x, bias);
 }
 
 }  // namespace phiquant::cpu

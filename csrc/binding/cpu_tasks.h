@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <limits>
+#include <memory>
 #include <mutex>
 
 #include "../cpu/dispatch.h"
@@ -116,8 +117,48 @@ inline ScalarType decoded_dtype(ScalarType dtype) {
   return dtype == ScalarType::Double ? ScalarType::Float : dtype;
 }
 
+// As torch::stable::empty, which looks the operation up by its name.
 inline Tensor new_tensor(const Shape& shape, ScalarType dtype) {
-  return torch::stable::empty(shape, dtype);
+  using torch::stable::detail::from;
+  using torch::stable::detail::to;
+  Shape strides(shape.size());
+  int64_t stride = 1;
+  for (size_t i = shape.size(); i-- > 0;) {
+    strides[i] = stride;
+    stride *= std::max<int64_t>(shape[i], 1);
+  }
+  AtenTensorHandle made = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(),
+                                                  strides.data(), to<int32_t>(from(dtype)),
+                                                  aoti_torch_device_type_cpu(), 0, &made));
+  return Tensor(made);
+}
+
+// Where this thread decodes blocks, or spreads out x. It is kept: fresh pages would cost as much as
+// decoding.
+inline void* scratch(int64_t bytes) {
+  static thread_local std::unique_ptr<uint8_t[]> memory;
+  static thread_local int64_t size = 0;
+  constexpr int64_t kAlignment = 64;
+  if (size < bytes + kAlignment) {
+    size = bytes + kAlignment;
+    memory.reset(new uint8_t[static_cast<size_t>(size)]);
+  }
+  const uintptr_t address = reinterpret_cast<uintptr_t>(memory.get());
+  return reinterpret_cast<void*>((address + kAlignment - 1) & ~uintptr_t{kAlignment - 1});
+}
+
+// A bias as the kernels take it: fp32, contiguous.
+inline Tensor float_bias(const Tensor& bias) {
+  const ScalarType dtype = bias.scalar_type();
+  const Tensor given = dense(bias);
+  if (dtype == ScalarType::Float) return given;
+  const Dtype kind = dtype_of("bias", dtype);
+  Tensor wide = new_tensor(shape_of(given), ScalarType::Float);
+  const auto* from = static_cast<const uint16_t*>(given.const_data_ptr());
+  auto* to = static_cast<uint32_t*>(wide.mutable_data_ptr());
+  for (int64_t i = 0; i < given.numel(); i++) to[i] = widened_bits(kind, from[i]);
+  return wide;
 }
 
 // `rows`: int64 row numbers, or null for all rows from the first on.

@@ -1,8 +1,8 @@
 #include "dispatch.h"
 
 #include <cstdlib>
+#include <cstring>
 #include <stdexcept>
-#include <string>
 
 namespace phiquant::cpu {
 
@@ -21,39 +21,43 @@ const Kernels& kernels();
 namespace {
 
 struct Choice {
-  bool supported;
+  const char* name;
+  std::vector<const char*> needs;  // features, all of them
   const Kernels& (*kernels)();
 };
 
 // Best first.
-const Choice* choices(int* count) {
+const std::vector<Choice>& choices() {
+  static const std::vector<Choice> all = {
 #if defined(__x86_64__)
-  // Every CPU with AVX2 has F16C, which older compilers cannot ask for.
-  static const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  static const bool has_avx512 =
-      has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi");
-  static const Choice all[] = {
-      {has_avx512, avx512::kernels}, {has_avx2, avx2::kernels}, {true, baseline::kernels}};
-  *count = 3;
-#else
-  static const Choice all[] = {{true, baseline::kernels}};
-  *count = 1;
+      {"avx512",
+       {"avx2", "fma", "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512vbmi"},
+       avx512::kernels},
+      // Every CPU with AVX2 has F16C, which older compilers cannot ask for.
+      {"avx2", {"avx2", "fma"}, avx2::kernels},
 #endif
+      {"baseline", {}, baseline::kernels},
+  };
   return all;
 }
 
+std::vector<std::string> missing(const Choice& choice) {
+  std::vector<std::string> names;
+  for (const char* name : choice.needs) {
+    if (!has_feature(name)) names.push_back(name);
+  }
+  return names;
+}
+
 const Kernels& choose() {
-  int count = 0;
-  const Choice* all = choices(&count);
   const char* wanted = std::getenv("PHIQUANT_ISA");
   std::string names;
-  for (int i = 0; i < count; i++) {
-    if (!all[i].supported) continue;
-    const Kernels& kernels = all[i].kernels();
-    if (wanted == nullptr || *wanted == '\0' || std::string(wanted) == kernels.name) return kernels;
-    names += (names.empty() ? "" : ", ") + std::string(kernels.name);
+  for (const Choice& choice : choices()) {
+    if (!missing(choice).empty()) continue;
+    if (wanted == nullptr || *wanted == '\0' || std::string(wanted) == choice.name) {
+      return choice.kernels();
+    }
+    names += (names.empty() ? "" : ", ") + std::string(choice.name);
   }
   throw std::invalid_argument("PHIQUANT_ISA: this CPU and build have " + names + ", got " + wanted);
 }
@@ -63,6 +67,32 @@ const Kernels& choose() {
 const Kernels& kernels() {
   static const Kernels& chosen = choose();
   return chosen;
+}
+
+const std::vector<Feature>& features() {
+  static const std::vector<Feature> all = {
+#if defined(__x86_64__)
+#define PHIQUANT_FEATURE(name) {name, __builtin_cpu_supports(name) != 0}
+      PHIQUANT_FEATURE("avx2"),     PHIQUANT_FEATURE("fma"),        PHIQUANT_FEATURE("avx512f"),
+      PHIQUANT_FEATURE("avx512bw"), PHIQUANT_FEATURE("avx512cd"),   PHIQUANT_FEATURE("avx512dq"),
+      PHIQUANT_FEATURE("avx512vl"), PHIQUANT_FEATURE("avx512vbmi"),
+#undef PHIQUANT_FEATURE
+#endif
+  };
+  return all;
+}
+
+bool has_feature(const char* name) {
+  for (const Feature& feature : features()) {
+    if (std::strcmp(feature.name, name) == 0) return feature.present;
+  }
+  return false;
+}
+
+std::vector<InstructionSet> instruction_sets() {
+  std::vector<InstructionSet> sets;
+  for (const Choice& choice : choices()) sets.push_back({choice.name, missing(choice)});
+  return sets;
 }
 
 }  // namespace phiquant::cpu

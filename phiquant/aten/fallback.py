@@ -8,8 +8,10 @@ from typing import Any, NoReturn
 
 import torch
 from torch._ops import OpOverloadPacket
+from torch.nn import functional
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from phiquant.aten.calls import prepared_linear
 from phiquant.tensor import PhiTensor
 
 _warned: set[tuple[str, str]] = set()
@@ -95,6 +97,8 @@ def _handle(handler: Any, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _function(cls: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    if func is functional.linear and (product := prepared_linear(args, kwargs)) is not None:
+        return product
     handler = cls._TORCH_FN_TABLE[cls].get(func)
     if handler is None and isinstance(func, OpOverloadPacket):
         handler = _by_name.get(func._qualified_op_name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ _PATH = click.Path(path_type=Path)
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(library.__version__, package_name="phiquant")
 def phiquant() -> None:
-    """Compress checkpoints, and look into compressed ones."""
+    """Compress checkpoints, look into compressed ones, and say what this installation runs on."""
 
 
 @phiquant.command("compress")
@@ -147,6 +148,18 @@ def _verify(path: Path) -> None:
         result = inspection.verify_files(path)
     click.echo(str(result))
     raise SystemExit(1 if result.failed else 0 if result.complete else 2)
+
+
+@phiquant.command("doctor")
+@click.option("--json", "as_data", is_flag=True, help="Print JSON.")
+def _doctor(as_data: bool) -> None:
+    """Say which kernels and instruction set are in use and why, and what to mend.
+
+    The exit status is 1 if there is something to mend.
+    """
+    result = library.doctor()
+    click.echo(json.dumps(asdict(result), indent=2) if as_data else str(result))
+    raise SystemExit(1 if result.remedies else 0)
 
 
 @contextmanager

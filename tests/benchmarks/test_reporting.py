@@ -28,6 +28,11 @@ def test_verdict(measured: float | None, word: str) -> None:
     assert ("not measured" in text) == (measured is None)
 
 
+@pytest.mark.parametrize(("measured", "word"), [(1.4, "PASS"), (1.5, "PASS"), (1.51, "MISS")])
+def test_verdict_on_a_price(measured: float, word: str) -> None:
+    assert str(Verdict("a call", 1.5, measured, "x", at_most=True)).startswith(word)
+
+
 def test_saved_json_has_no_nan(tmp_path: Path) -> None:
     path = tmp_path / "new" / "results.json"
     save(path, {"a": [math.inf, 1.0], "b": {"c": math.nan, "d": "text"}})

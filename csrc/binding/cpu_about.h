@@ -1,0 +1,62 @@
+// torch.ops.phiquant.isa: what the choice of kernels was made from, as JSON, for `phiquant doctor`.
+#pragma once
+
+#include "cpu_tasks.h"
+
+namespace phiquant::cpu {
+
+inline std::string quoted(const std::string& text) {
+  std::string result = "\"";
+  for (const char c : text) {
+    if (c == '"' || c == '\\') result += '\\';
+    if (static_cast<unsigned char>(c) >= ' ') result += c;
+  }
+  return result + "\"";
+}
+
+inline std::string joined(const std::vector<std::string>& parts) {
+  std::string text;
+  for (const std::string& part : parts) text += (text.empty() ? "" : ", ") + part;
+  return text;
+}
+
+inline std::string features_text() {
+  std::vector<std::string> parts;
+  for (const Feature& feature : features()) {
+    parts.push_back(quoted(feature.name) + (feature.present ? ": true" : ": false"));
+  }
+  return "{" + joined(parts) + "}";
+}
+
+inline std::string sets_text() {
+  std::vector<std::string> parts;
+  for (const InstructionSet& set : instruction_sets()) {
+    std::vector<std::string> missing;
+    for (const std::string& name : set.missing) missing.push_back(quoted(name));
+    parts.push_back("{\"name\": " + quoted(set.name) + ", \"missing\": [" + joined(missing) + "]}");
+  }
+  return "[" + joined(parts) + "]";
+}
+
+// The most rows of x that are multiplied with weights decoded in registers, by deviation bits.
+inline std::string fused_text() {
+  std::vector<std::string> parts;
+  for (const int bits : {0, 2, 4, 8}) {
+    const Layout layout = make_layout(4096, 4, bits, 64, "phi", 0);
+    parts.push_back(quoted(std::to_string(bits)) + ": " +
+                    std::to_string(kernels().fused_rows(layout)));
+  }
+  return "{" + joined(parts) + "}";
+}
+
+inline std::string isa() {
+  std::string text = "{\"features\": " + features_text() + ", \"sets\": " + sets_text();
+  try {
+    text += ", \"chosen\": " + quoted(kernels().name) + ", \"fused_rows\": " + fused_text();
+  } catch (const std::invalid_argument& error) {  // PHIQUANT_ISA names none of them
+    text += ", \"error\": " + quoted(error.what());
+  }
+  return text + "}";
+}
+
+}  // namespace phiquant::cpu

@@ -1,0 +1,137 @@
+"""What this installation runs on: kernels, instruction set, threads, versions; and what to mend."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from phiquant import ops
+
+_PACKAGES = ("torch", "torchao", "transformers", "safetensors")
+_CUDA_LIBRARY = "_C_cuda.abi3.so"
+
+
+@dataclass
+class Diagnosis:
+    """What was found, by subject, and a remedy for each shortcoming.
+
+    found: subject to what is the case, in the order to read it.
+    remedies: what would make it faster or right; empty if all is well.
+    """
+
+    found: dict[str, str] = field(default_factory=dict)
+    remedies: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        width = max(map(len, self.found), default=0)
+        lines = [f"{subject:<{width}}  {text}" for subject, text in self.found.items()]
+        return "\n".join([*lines, *(f"remedy: {remedy}" for remedy in self.remedies)])
+
+
+def doctor() -> Diagnosis:
+    """Say which kernels and instruction set are in use and why, and what to do about shortcomings.
+
+    >>> "instruction set" in doctor().found
+    True
+    """
+    result = Diagnosis()
+    result.found["versions"] = _versions()
+    if ops.compiled:
+        result.found["kernels"] = f"compiled: {ops.library_path()}"
+        _tell_instruction_set(result, json.loads(torch.ops.phiquant.isa()))
+    else:
+        _tell_reference(result)
+    _tell_threads(result)
+    _tell_cuda(result)
+    return result
+
+
+def _versions() -> str:
+    from phiquant import __version__  # not there yet when this module is imported
+
+    texts = [f"phiquant {__version__}", f"Python {platform.python_version()}"]
+    return ", ".join([*texts, *(f"{name} {_version(name)}" for name in _PACKAGES)])
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def _tell_reference(result: Diagnosis) -> None:
+    result.found["kernels"] = f"the Python reference: {ops.library_path()}: {ops.why_not_compiled}"
+    result.found["instruction set"] = "whatever torch's own operations use"
+    result.found["products"] = "every product decodes the whole weight with torch's operations"
+    result.remedies.append(
+        "install a C++ compiler (g++ or clang++) and reinstall phiquant; PHIQUANT_BUILD_CPU=1 "
+        "says why it cannot be built, if it cannot"
+    )
+
+
+def _tell_instruction_set(result: Diagnosis, about: dict[str, Any]) -> None:
+    forced = os.environ.get("PHIQUANT_ISA", "")
+    if "error" in about:
+        result.found["instruction set"] = about["error"]
+        result.remedies.append("unset PHIQUANT_ISA: until then every operation fails")
+        return
+    best = next(entry["name"] for entry in about["sets"] if not entry["missing"])
+    why = f"PHIQUANT_ISA={forced}" if forced else "the best of this build that this CPU has"
+    result.found["instruction set"] = f"{about['chosen']}: {why}"
+    for entry in about["sets"]:
+        state = f"this CPU lacks {', '.join(entry['missing'])}" if entry["missing"] else "supported"
+        result.found[f"  {entry['name']}"] = state
+    has = [name for name, present in about["features"].items() if present]
+    result.found["CPU features"] = ", ".join(has) or "none that this build asks for"
+    if about["chosen"] != best:
+        result.remedies.append(f"unset PHIQUANT_ISA: this CPU has {best}, which is faster")
+    for bits, rows in about["fused_rows"].items():
+        kind = "index" if bits == "0" else f"index + deviation {bits}"
+        result.found[f"products, {kind}"] = (
+            f"up to {rows} rows of the input: decoded in registers; more rows: decoded in blocks, "
+            "multiplied by torch"
+        )
+    result.found["products, exact"] = "decoded in blocks, multiplied by torch"
+
+
+def _tell_threads(result: Diagnosis) -> None:
+    threads, cores = torch.get_num_threads(), _cores()
+    result.found["threads"] = f"{threads} of {cores} cores that this process may use"
+    if threads > cores:
+        result.remedies.append(
+            f"{threads} threads share {cores} cores and wait for each other: "
+            f"OMP_NUM_THREADS={cores} or torch.set_num_threads({cores})"
+        )
+    elif threads < cores // 2:  # two threads of one core count as two cores here
+        result.remedies.append(
+            f"only {threads} of {cores} cores are used: torch.set_num_threads, or OMP_NUM_THREADS"
+        )
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _tell_cuda(result: Diagnosis) -> None:
+    library = Path(ops.__file__).with_name(_CUDA_LIBRARY)
+    if torch.version.cuda is None:
+        result.found["CUDA"] = "this torch is built without it"
+    elif not torch.cuda.is_available():
+        result.found["CUDA"] = f"torch is built for {torch.version.cuda}, but sees no GPU"
+    elif library.exists():
+        result.found["CUDA"] = f"kernels: {library}"
+    else:
+        result.found["CUDA"] = (
+            f"no kernels ({library.name} was not built): on a GPU every product decodes its whole "
+            "weight with torch's operations"
+        )
