@@ -16,6 +16,10 @@ const Kernels& kernels();
 namespace avx512 {
 const Kernels& kernels();
 }
+#elif defined(__aarch64__)
+namespace neon {
+const Kernels& kernels();
+}
 #endif
 
 namespace {
@@ -37,6 +41,9 @@ const Choice* choices(int* count) {
   static const Choice all[] = {
       {has_avx512, avx512::kernels}, {has_avx2, avx2::kernels}, {true, baseline::kernels}};
   *count = 3;
+#elif defined(__aarch64__)
+  static const Choice all[] = {{true, neon::kernels}, {true, baseline::kernels}};
+  *count = 2;
 #else
   static const Choice all[] = {{true, baseline::kernels}};
   *count = 1;
