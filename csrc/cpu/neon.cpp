@@ -5,6 +5,8 @@
 #define PHIQUANT_BYTES 16
 #include "vector_neon.h"
 //
-#include "kernel_set.h"
+#include "nibbles_neon.h"
+//
+#include "nibble_kernels.h"
 
 #endif
