@@ -93,9 +93,8 @@ static Status decode_nibbles(const DecodeTask& task, int64_t begin, int64_t end)
       : task.dtype == Dtype::kBFloat16 ? row_decoder<Dtype::kBFloat16>(task.layout)
                                        : row_decoder<Dtype::kFloat16>(task.layout);
   const Curve curve = Curve::of(task.layout);
-  const bool shallow = task.layout.deviation_bits == 0;
-  const DecodeTables tables{curve, shallow ? curve_of_codes<0>(curve) : curve_of_codes<4>(curve),
-                            ByteLevels(curve)};
+  DecodeTables tables{curve, curve, ByteLevels(curve)};
+  to_positions_of_codes(task.layout.deviation_bits, &tables.curve_of_codes);
   const int64_t stride = task.layout.columns * size_of(task.dtype);
   bool good = true;
   for (int64_t i = begin; i < end; i++) {

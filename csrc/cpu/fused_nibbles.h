@@ -8,23 +8,34 @@
 
 namespace phiquant::cpu::PHIQUANT_ISA {
 
-// As fused.h prepares x, then in the order of chunks.
+// x chunk by chunk, in each of them row by row, in each of these as codes are unpacked: all that a
+// chunk of weights meets lies together, at distances that are known when this is compiled.
 static void prepare_chunks(const Layout& layout, Dtype dtype, const void* x, int64_t m,
                            float* prepared) {
-  prepare(layout, dtype, x, m, prepared);
-  if (!has_nibbles(layout)) return;
-  const int64_t count = m * groups_of(layout) * layout.group_size;
-  for (int64_t at = 0; at < count; at += 8) {
-    const v4 first = load<v4>(prepared + at), second = load<v4>(prepared + at + 4);
-    store(prepared + at, __builtin_shufflevector(first, second, 0, 2, 4, 6));
-    store(prepared + at + 4, __builtin_shufflevector(first, second, 1, 3, 5, 7));
+  if (!has_nibbles(layout)) return prepare(layout, dtype, x, m, prepared);
+  const int64_t padded = groups_of(layout) * layout.group_size, width = size_of(dtype);
+  Layout piece = layout;
+  piece.group_size = kChunk;
+  for (int64_t row = 0; row < m; row++) {
+    const uint8_t* from = static_cast<const uint8_t*>(x) + row * layout.columns * width;
+    for (int64_t column = 0; column < padded; column += kChunk) {
+      alignas(64) float given[kChunk]{};
+      const int64_t rest = layout.columns - column;
+      piece.columns = rest < kChunk ? rest : kChunk;
+      if (rest > 0) prepare(piece, dtype, from + column * width, 1, given);
+      float* to = prepared + column * m + row * kChunk;
+      for (int at = 0; at < kChunk; at += 8) {
+        const v4 first = load<v4>(given + at), second = load<v4>(given + at + 4);
+        store(to + at, __builtin_shufflevector(first, second, 0, 2, 4, 6));
+        store(to + at + 4, __builtin_shufflevector(first, second, 1, 3, 5, 7));
+      }
+    }
   }
 }
 
 struct NibbleTables {
   Curve curve;  // on the positions of codes
   ByteLevels levels;
-  int64_t padded;  // from a row of x to the next
 };
 
 // Sums of m rows of x with one row of the weight; two chains hide the latency of one row's.
@@ -37,12 +48,16 @@ struct Sums {
 template <int deviation_bits>
 inline constexpr bool kLooksUp = kByteTables && deviation_bits == 0;
 
-// 32 weights. With look-ups 14 instructions on AVX2 (26 on NEON) and one a vector of x; with the
-// cubic 15 (or 12) and four (AVX2: 31 for 32 weights and one row of x).
+// 32 weights against m rows of x. Instructions, loads of planes and of x aside, for m = 1:
+//   look-ups: AVX2  2 for codes, 12 for levels, 4 sums                              = 18
+//             NEON  2 for codes, 24 for levels, 8 sums                              = 34
+//   cubic:    AVX2  5 for codes, 10 for positions, 4 vectors of 3 and a sum         = 31
+//             NEON  3 for codes, 20 for positions, 8 vectors of 3 and a sum         = 55
+// Another row of x takes one a vector: 4 (AVX2) or 8.
 template <int deviation_bits, int m>
 PHIQUANT_INLINE void add_chunk(const uint8_t* index, const uint8_t* deviation,
                                const uint8_t table[4][16], vf line, vf cubic, const float* x,
-                               int64_t padded, Sums<m>* sums) {
+                               Sums<m>* sums) {
   for (int part = 0; part < kCodeVectors; part++) {
     const bytes codes = load_codes<deviation_bits>(index, deviation, part);
     vf unpacked[kSteps];
@@ -56,7 +71,7 @@ PHIQUANT_INLINE void add_chunk(const uint8_t* index, const uint8_t* deviation,
       const vf slope = kLooksUp<deviation_bits> ? p : multiply_add(p * p, cubic, line);
       const vf weight = kLooksUp<deviation_bits> ? p : slope * p;
       for (int i = 0; i < m; i++) {
-        const vf factor = load<vf>(x + place_of(part, step) + i * padded);
+        const vf factor = load<vf>(x + i * kChunk + place_of(part, step));
         vf& sum = sums->sum[i][step % Sums<m>::kChains];
         // With one row, p * factor does not wait for the slope.
         sum = m == 1 && !kLooksUp<deviation_bits> ? multiply_add(slope, factor * p, sum)
@@ -87,10 +102,10 @@ PHIQUANT_INLINE bool add_stretch(const FusedTask& task, const NibbleTables& tabl
     Sums<m> sums;
     for (int at = 0; at < group_size; at += kChunk) {
       add_chunk<deviation_bits, m>(index, deviation, tables.levels.byte[bend], line, cubic, x,
-                                   tables.padded, &sums);
+                                   &sums);
       index += kChunk / 2;
       if (deviation_bits != 0) deviation += kChunk / 2;
-      x += kChunk;
+      x += kChunk * m;
     }
     for (int j = 0; j < m; j++) {
       vf sum = sums.sum[j][0];
@@ -112,7 +127,7 @@ static bool fused_tile(const FusedTask& task, const NibbleTables& tables, int64_
   bool good = true;
   for (int64_t start = 0; start < groups; start += block) {
     const int64_t count = groups - start < block ? groups - start : block;
-    const float* x = task.x + start * task.layout.group_size;
+    const float* x = task.x + start * task.layout.group_size * m;
     for (int64_t i = 0; i < rows; i++) {
       good &= add_stretch<deviation_bits, m>(task, tables, row + i, start, count, x, total[i]);
     }
@@ -136,10 +151,10 @@ PHIQUANT_INLINE FusedTile tile_of(int64_t m) {
 
 static Status fused_nibbles(const FusedTask& task, int64_t begin, int64_t end) {
   if (!has_nibbles(task.layout)) return fused(task, begin, end);
-  const Curve curve = Curve::of(task.layout);
   const bool shallow = task.layout.deviation_bits == 0;
-  const NibbleTables tables{shallow ? curve_of_codes<0>(curve) : curve_of_codes<4>(curve),
-                            ByteLevels(curve), groups_of(task.layout) * task.layout.group_size};
+  const Curve curve = Curve::of(task.layout);
+  NibbleTables tables{curve, ByteLevels(curve)};
+  to_positions_of_codes(task.layout.deviation_bits, &tables.curve);
   const FusedTile tile = shallow ? tile_of<0>(task.m) : tile_of<4>(task.m);
   bool good = true;
   for (int64_t row = begin; row < end; row += kTile) {

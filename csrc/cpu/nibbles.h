@@ -75,14 +75,12 @@ PHIQUANT_INLINE void find_positions(bytes codes, vf positions[kSteps]) {
 }
 
 // Coefficients on the positions of find_positions, exact.
-template <int deviation_bits>
-PHIQUANT_INLINE Curve curve_of_codes(Curve curve) {
-  constexpr float kUnit = deviation_bits == 0 ? 1.0f : 0x1p-4f;
+PHIQUANT_INLINE void to_positions_of_codes(int deviation_bits, Curve* curve) {
+  const float unit = deviation_bits == 0 ? 1.0f : 0x1p-4f;
   for (int bend = 0; bend < kBendCount; bend++) {
-    curve.line[bend] *= kUnit;
-    curve.cubic[bend] *= kUnit * kUnit * kUnit;
+    curve->line[bend] *= unit;
+    curve->cubic[bend] *= unit * unit * unit;
   }
-  return curve;
 }
 
 }  // namespace phiquant::cpu::PHIQUANT_ISA

@@ -34,7 +34,7 @@ enum class Kind : int64_t { kName, kEncode, kRemainder, kDecode, kLinear };
 }
 
 void read_bytes(void* to, size_t bytes) {
-  if (std::fread(to, 1, bytes, stdin) != bytes) fail("the task ends too early");
+  if (bytes != 0 && std::fread(to, 1, bytes, stdin) != bytes) fail("the task ends too early");
 }
 int64_t read_number() {
   int64_t value;
@@ -62,7 +62,7 @@ template <class T>
 void write_array(const std::vector<T>& values) {
   const int64_t bytes = static_cast<int64_t>(values.size() * sizeof(T));
   std::fwrite(&bytes, sizeof bytes, 1, stdout);
-  std::fwrite(values.data(), 1, static_cast<size_t>(bytes), stdout);
+  if (bytes != 0) std::fwrite(values.data(), 1, static_cast<size_t>(bytes), stdout);
 }
 void write_status(Status status) {
   const int64_t number = static_cast<int64_t>(status);
