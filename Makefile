@@ -29,7 +29,7 @@ KERNEL_TESTS ?= $(wildcard tests/test_ops*.py tests/test_kernels*.py tests/ops t
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help venv install develop demo examples test test-fast lint mypy format docs bench-exact bench-quality memory sanitize \
-	fuzz wheel clean FORCE
+	test-neon fuzz wheel clean FORCE
 
 help: ## list the targets and variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +73,10 @@ test: develop ## the whole test suite
 
 test-fast: develop ## the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_FLAGS)
+
+# Without a cross compiler and an emulator (CONTRIBUTING.md) these tests skip, and say so.
+test-neon: develop ## the NEON kernels, cross-compiled and emulated, against the reference
+	$(BIN)/python -m pytest -rs $(PYTEST_FLAGS) tests/test_kernels_neon.py
 
 # The demo loads a real model and takes minutes; the others take seconds each.
 EXAMPLES := $(filter-out examples/demo.py,$(sort $(wildcard examples/*.py)))

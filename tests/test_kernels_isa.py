@@ -35,7 +35,7 @@ for name, b, d, g in itertools.product(("phi", "golden"), (2, 4, 5), (0, 2, 4, 8
         weight = phi.decode(*planes, 200, *settings(layout), dtype)
         digest.update(weight.view(torch.uint8).numpy().tobytes())
     weight = phi.decode(*planes, 200, *settings(layout), torch.float32)
-    for rows in (1, 2, 4, 9):
+    for rows in range(1, 10):
         product = phi.linear(x[:rows], *planes, None, 200, *settings(layout))
         unit = x[:rows].abs() @ weight.abs().T + 1e-30
         worst = max(worst, ((product - x[:rows] @ weight.T).abs() / unit).max().item())

@@ -10,7 +10,9 @@
 #define PHIQUANT_BYTES 32
 #include "vector_avx2.h"
 //
-#include "kernel_set.h"
+#include "nibbles_avx2.h"
+//
+#include "nibble_kernels.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -3,4 +3,6 @@
 #define PHIQUANT_BYTES 16
 #include "vector_baseline.h"
 //
-#include "kernel_set.h"
+#include "nibbles_baseline.h"
+//
+#include "nibble_kernels.h"

@@ -4,6 +4,8 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "matrix_unit.h"
+
 namespace phiquant::cpu {
 
 namespace baseline {
@@ -16,9 +18,18 @@ const Kernels& kernels();
 namespace avx512 {
 const Kernels& kernels();
 }
+namespace amx {
+const Kernels& kernels();
+}
+#elif defined(__aarch64__)
+namespace neon {
+const Kernels& kernels();
+}
 #endif
 
 namespace {
+
+constexpr const char* kMatrixUnit = "amx (tile, bf16, int8; granted by the system)";
 
 struct Choice {
   const char* name;
@@ -30,11 +41,17 @@ struct Choice {
 const std::vector<Choice>& choices() {
   static const std::vector<Choice> all = {
 #if defined(__x86_64__)
+      {"amx",
+       {"avx2", "fma", "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512vbmi",
+        kMatrixUnit},
+       amx::kernels},
       {"avx512",
        {"avx2", "fma", "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512vbmi"},
        avx512::kernels},
       // Every CPU with AVX2 has F16C, which older compilers cannot ask for.
       {"avx2", {"avx2", "fma"}, avx2::kernels},
+#elif defined(__aarch64__)
+      {"neon", {}, neon::kernels},
 #endif
       {"baseline", {}, baseline::kernels},
   };
@@ -75,7 +92,7 @@ const std::vector<Feature>& features() {
 #define PHIQUANT_FEATURE(name) {name, __builtin_cpu_supports(name) != 0}
       PHIQUANT_FEATURE("avx2"),     PHIQUANT_FEATURE("fma"),        PHIQUANT_FEATURE("avx512f"),
       PHIQUANT_FEATURE("avx512bw"), PHIQUANT_FEATURE("avx512cd"),   PHIQUANT_FEATURE("avx512dq"),
-      PHIQUANT_FEATURE("avx512vl"), PHIQUANT_FEATURE("avx512vbmi"),
+      PHIQUANT_FEATURE("avx512vl"), PHIQUANT_FEATURE("avx512vbmi"), {kMatrixUnit, has_matrix_unit()},
 #undef PHIQUANT_FEATURE
 #endif
   };

@@ -8,6 +8,9 @@
 #if !defined(PHIQUANT_TAKE_BITS)
 #define PHIQUANT_TAKE_BITS take_bits
 #endif
+#if !defined(PHIQUANT_PREPARE)
+#define PHIQUANT_PREPARE prepare
+#endif
 #if !defined(PHIQUANT_FUSED)
 #define PHIQUANT_FUSED fused
 #define PHIQUANT_FUSED_ROWS fused_rows
@@ -25,8 +28,8 @@ namespace phiquant::cpu::PHIQUANT_ISA {
 
 const Kernels& kernels() {
   static constexpr Kernels set{
-      PHIQUANT_TEXT(PHIQUANT_ISA), decode, encode, measure, write, prepare, PHIQUANT_FUSED,
-      PHIQUANT_FUSED_ROWS};
+      PHIQUANT_TEXT(PHIQUANT_ISA), decode, encode, measure, write, PHIQUANT_PREPARE, PHIQUANT_FUSED,
+      PHIQUANT_FUSED_ROWS, nullptr};
   return set;
 }
 
