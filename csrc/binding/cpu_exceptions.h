@@ -101,7 +101,7 @@ inline void put_exceptions(const Exceptions& all, const DecodeTask& task, int64_
     for (int64_t e = first_from(all, begin); e < all.count; e++) {
       const int64_t column = all.pairs[2 * e] - begin;
       if (column >= columns) break;
-      put_exception(task.dtype, all.pairs[2 * e + 1], task.out, i * columns + column);
+      put_exception(task.dtype, all.pairs[2 * e + 1], task.out, i * task.stride + column);
     }
   }
 }

@@ -90,26 +90,42 @@ Status over_rows(int64_t rows, int64_t columns, Run run) {
        ": the planes are corrupt, or of two different encodings");
 }
 
+// The first bad block of all that threads met, or a bad scale word.
+class Failure {
+ public:
+  void note(Status status, int64_t block) {
+    if (status == Status::kOk) return;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (block < block_) status_ = status;
+    block_ = std::min(block_, block);
+  }
+  void raise(const Layout& layout) const {
+    if (status_ == Status::kBadWord) fail_word(layout);
+    if (status_ != Status::kOk) fail_block(status_, block_);
+  }
+
+ private:
+  std::mutex mutex_;
+  Status status_ = Status::kOk;
+  int64_t block_ = std::numeric_limits<int64_t>::max();
+};
+
+// Rows [begin, end) to task.out.
+inline Status decode_range(const DecodeTask& task, int64_t begin, int64_t end, Failure* failure) {
+  int64_t block = 0;
+  DecodeTask mine = task;
+  mine.bad_block = &block;
+  const Status status = kernels().decode(mine, begin, end);
+  failure->note(status, block);
+  return status;
+}
+
 // `rows` rows to task.out. Ranges stop at their first bad block; the first of all is named.
 inline void decode_rows(const DecodeTask& task, int64_t rows) {
-  const Kernels& set = kernels();
-  std::mutex mutex;
-  Status worst = Status::kOk;
-  int64_t first = std::numeric_limits<int64_t>::max();
-  over_rows(rows, task.layout.columns, [&](int64_t begin, int64_t end) {
-    int64_t block = 0;
-    DecodeTask mine = task;
-    mine.bad_block = &block;
-    const Status status = set.decode(mine, begin, end);
-    if (status != Status::kOk) {
-      const std::lock_guard<std::mutex> lock(mutex);
-      if (block < first) worst = status;
-      first = std::min(first, block);
-    }
-    return status;
-  });
-  if (worst == Status::kBadWord) fail_word(task.layout);
-  if (worst != Status::kOk) fail_block(worst, first);
+  Failure failure;
+  over_rows(rows, task.layout.columns,
+            [&](int64_t begin, int64_t end) { return decode_range(task, begin, end, &failure); });
+  failure.raise(task.layout);
 }
 
 // Weights of another dtype than the kernels know are decoded to fp32, which holds all of them.
@@ -134,8 +150,11 @@ inline Tensor new_tensor(const Shape& shape, ScalarType dtype) {
   return Tensor(made);
 }
 
-// Where this thread decodes blocks, or spreads out x. It is kept: fresh pages would cost as much as
-// decoding.
+enum class Scratch { kX, kWeight };
+
+// Where this thread spreads out x, or decodes weights. It is kept: fresh pages would cost as much
+// as decoding.
+template <Scratch purpose>
 inline void* scratch(int64_t bytes) {
   static thread_local std::unique_ptr<uint8_t[]> memory;
   static thread_local int64_t size = 0;
@@ -167,14 +186,10 @@ inline Tensor decode_to(const Layout& layout, const CheckedPlanes& planes, const
   const ScalarType stored = decoded_dtype(dtype);
   const Dtype kind = dtype_of("dtype", stored);
   Tensor out = new_tensor(with_last(leading, layout.columns), stored);
-  const DecodeTask task{layout,
-                        pointers(planes),
-                        rows,
-                        golden_table(layout),
-                        kind,
-                        out.mutable_data_ptr(),
-                        remainder_of(layout, planes),
-                        nullptr};
+  const DecodeTask task{
+      layout, pointers(planes),       rows,           golden_table(layout),
+      kind,   out.mutable_data_ptr(), layout.columns, remainder_of(layout, planes),
+      nullptr};
   decode_rows(task, product(leading));
   put_exceptions(exceptions_of(planes), task, 0, product(leading));
   return stored == dtype ? out : torch::stable::to(out, dtype);

@@ -7,20 +7,40 @@ namespace phiquant::cpu::PHIQUANT_ISA {
 
 inline constexpr int kPairBytes = kTileRows * kWidest * 4;  // of one step of a block of x
 
+// Whole pieces of columns, in steps of bf16.
+PHIQUANT_INLINE int64_t decoded_steps(int64_t columns) {
+  return (columns + kPiece - 1) / kPiece * 2;
+}
+
+static bool takes_decoded(Dtype x, int64_t) { return x == Dtype::kBFloat16; }
+
+static int64_t decoded_x_bytes(int64_t columns, int64_t m) {
+  return (m + kWidest - 1) / kWidest * decoded_steps(columns) * kPairBytes;
+}
+
+static void prepare_decoded(int64_t columns, Dtype, const void* x, int64_t m, uint8_t* to) {
+  const uint16_t* from = static_cast<const uint16_t*>(x);
+  for (int64_t first = 0; first < m; first += kWidest) {
+    const int64_t rows = m - first < kWidest ? m - first : kWidest;
+    interleave_pieces<kWidest>(kPlainOrder, from + first * columns, rows, columns, to);
+    to += decoded_steps(columns) * kPairBytes;
+  }
+}
+
 // Up to 32 rows of weights with up to two blocks of x: sums of tile 2 r + b are those of rows
 // 16 r .. with block b. `second`, `wide`: whether there are rows or a block beyond the first 16.
 template <bool second, bool wide>
 PHIQUANT_INLINE void multiply_decoded_tiles(const DecodedTask& task, const uint8_t* x,
                                             float sums[4][kTileRows * kWidest]) {
-  const int64_t stride = task.stride * 2;
-  const uint8_t* weight = reinterpret_cast<const uint8_t*>(task.weight);
+  const int64_t stride = task.stride * 2, steps = decoded_steps(task.columns);
+  const uint8_t* weight = static_cast<const uint8_t*>(task.weight);
   const uint8_t* below = weight + kTileRows * stride;
-  const uint8_t* other = x + task.steps * kPairBytes;
+  const uint8_t* other = x + steps * kPairBytes;
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
-  for (int64_t step = 0; step < task.steps; step++) {
+  for (int64_t step = 0; step < steps; step++) {
     _tile_loadd(4, weight + step * 64, stride);
     _tile_loadd(6, x + step * kPairBytes, 64);
     _tile_dpbf16ps(0, 4, 6);
@@ -44,8 +64,9 @@ static void multiply_decoded(const DecodedTask& task) {
   const Tiles tiles(kWidest);
   alignas(64) float sums[4][kTileRows * kWidest];
   const bool second = task.rows > kTileRows;
+  const int64_t steps = decoded_steps(task.columns);
   for (int64_t first = 0; first < task.m; first += 2 * kWidest) {
-    const uint8_t* x = task.x + first / kWidest * task.steps * kPairBytes;
+    const uint8_t* x = task.x + first / kWidest * steps * kPairBytes;
     const bool wide = task.m - first > kWidest;
     before_tile_loads();
     if (second) {
@@ -65,5 +86,9 @@ static void multiply_decoded(const DecodedTask& task) {
     }
   }
 }
+
+static constexpr DecodedKernels kDecodedKernels{Dtype::kBFloat16, 2 * kTileRows,
+                                                takes_decoded,    decoded_x_bytes,
+                                                prepare_decoded,  multiply_decoded};
 
 }  // namespace phiquant::cpu::PHIQUANT_ISA

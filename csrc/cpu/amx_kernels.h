@@ -6,26 +6,14 @@
 
 namespace phiquant::cpu::PHIQUANT_ISA {
 
-// Whole pieces of columns, in steps of bf16.
-static int64_t decoded_steps(int64_t columns) { return (columns + kPiece - 1) / kPiece * 2; }
-
-static int64_t decoded_x_bytes(int64_t columns, int64_t m) {
-  return (m + kWidest - 1) / kWidest * decoded_steps(columns) * kPairBytes;
+static bool takes(const Layout& layout, bool int8) {
+  return has_nibbles(layout) && (!int8 || (layout.deviation_bits == 0 && layout.group_size >= 64));
 }
-
-static void prepare_decoded(int64_t columns, const void* x, int64_t m, uint8_t* to) {
-  const uint16_t* from = static_cast<const uint16_t*>(x);
-  for (int64_t first = 0; first < m; first += kWidest) {
-    const int64_t rows = m - first < kWidest ? m - first : kWidest;
-    interleave_pieces<kWidest>(kPlainOrder, from + first * columns, rows, columns, to);
-    to += decoded_steps(columns) * kPairBytes;
-  }
-}
-
-static bool takes(const Layout& layout) { return has_nibbles(layout); }
 
 // One row with indices alone is as fast in fp32 arithmetic.
-static int64_t least_rows(const Layout& layout) { return layout.deviation_bits == 0 ? 2 : 1; }
+static int64_t least_rows(const Layout& layout, bool int8) {
+  return layout.deviation_bits == 0 && !int8 ? 2 : 1;
+}
 
 // Groups of 64 are worth a variant for every width; others pad x to 16 rows.
 PHIQUANT_INLINE int width_of(const Layout& layout, int64_t m) {
@@ -114,8 +102,6 @@ static Status multiply(const TileTask& task, int64_t begin, int64_t end) {
   return good ? Status::kOk : Status::kBadWord;
 }
 
-static constexpr TileKernels kTileKernels{takes,           least_rows,      x_bytes,
-                                          prepare_tiles,   multiply,        decoded_steps,
-                                          decoded_x_bytes, prepare_decoded, multiply_decoded};
+static constexpr TileKernels kTileKernels{takes, least_rows, x_bytes, prepare_tiles, multiply};
 
 }  // namespace phiquant::cpu::PHIQUANT_ISA

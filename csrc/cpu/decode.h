@@ -135,7 +135,7 @@ static bool decode_row(const DecodeTask& task, const Curve& curve, int64_t row, 
 
 static Status decode_lossy(const DecodeTask& task, int64_t begin, int64_t end) {
   const Curve curve = Curve::of(task.layout);
-  const int64_t stride = task.layout.columns * size_of(task.dtype);
+  const int64_t stride = task.stride * size_of(task.dtype);
   bool good = true;
   for (int64_t i = begin; i < end; i++) {
     const int64_t row = task.rows == nullptr ? i : task.rows[i];

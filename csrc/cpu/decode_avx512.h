@@ -105,7 +105,7 @@ static Status fast_decode(const DecodeTask& task, int64_t begin, int64_t end) {
                                        : row_decoder<Dtype::kFloat16>(task.layout);
   const Curve curve = Curve::of(task.layout);
   const IndexLevels levels(curve);
-  const int64_t stride = task.layout.columns * size_of(task.dtype);
+  const int64_t stride = task.stride * size_of(task.dtype);
   bool good = true;
   for (int64_t i = begin; i < end; i++) {
     const int64_t row = task.rows == nullptr ? i : task.rows[i];

@@ -95,7 +95,7 @@ static Status decode_nibbles(const DecodeTask& task, int64_t begin, int64_t end)
   const Curve curve = Curve::of(task.layout);
   DecodeTables tables{curve, curve, ByteLevels(curve)};
   to_positions_of_codes(task.layout.deviation_bits, &tables.curve_of_codes);
-  const int64_t stride = task.layout.columns * size_of(task.dtype);
+  const int64_t stride = task.stride * size_of(task.dtype);
   bool good = true;
   for (int64_t i = begin; i < end; i++) {
     const int64_t row = task.rows == nullptr ? i : task.rows[i];

@@ -90,9 +90,11 @@ const std::vector<Feature>& features() {
   static const std::vector<Feature> all = {
 #if defined(__x86_64__)
 #define PHIQUANT_FEATURE(name) {name, __builtin_cpu_supports(name) != 0}
-      PHIQUANT_FEATURE("avx2"),     PHIQUANT_FEATURE("fma"),        PHIQUANT_FEATURE("avx512f"),
-      PHIQUANT_FEATURE("avx512bw"), PHIQUANT_FEATURE("avx512cd"),   PHIQUANT_FEATURE("avx512dq"),
-      PHIQUANT_FEATURE("avx512vl"), PHIQUANT_FEATURE("avx512vbmi"), {kMatrixUnit, has_matrix_unit()},
+      PHIQUANT_FEATURE("avx2"),         PHIQUANT_FEATURE("fma"),
+      PHIQUANT_FEATURE("avx512f"),      PHIQUANT_FEATURE("avx512bw"),
+      PHIQUANT_FEATURE("avx512cd"),     PHIQUANT_FEATURE("avx512dq"),
+      PHIQUANT_FEATURE("avx512vl"),     PHIQUANT_FEATURE("avx512vbmi"),
+      {kMatrixUnit, has_matrix_unit()},
 #undef PHIQUANT_FEATURE
 #endif
   };

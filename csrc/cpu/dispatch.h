@@ -8,8 +8,8 @@
 namespace phiquant::cpu {
 
 // The kernels of the best instruction set of this CPU, or of the one that the environment variable
-// PHIQUANT_ISA names (baseline, avx2, avx512, amx, neon; read once). Throws std::invalid_argument if it
-// names another one, or one that this CPU or build has not.
+// PHIQUANT_ISA names (baseline, avx2, avx512, amx, neon; read once). Throws std::invalid_argument
+// if it names another one, or one that this CPU or build has not.
 const Kernels& kernels();
 
 // What an instruction set may ask of a CPU. All that is decided by features is decided by this

@@ -148,7 +148,7 @@ static Status decode_exact_row(const DecodeTask& task, const Curve& curve, int64
 template <Dtype stored>
 static Status decode_exact(const DecodeTask& task, int64_t begin, int64_t end) {
   const Curve curve = Curve::of(task.layout);
-  const int64_t stride = task.layout.columns * size_of(task.dtype);
+  const int64_t stride = task.stride * size_of(task.dtype);
   for (int64_t i = begin; i < end; i++) {
     const int64_t row = task.rows == nullptr ? i : task.rows[i];
     uint8_t* to = static_cast<uint8_t*>(task.out) + i * stride;

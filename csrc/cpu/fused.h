@@ -7,8 +7,9 @@
 
 namespace phiquant::cpu::PHIQUANT_ISA {
 
-static void prepare(const Layout& layout, Dtype dtype, const void* x, int64_t m, float* prepared) {
-  const int64_t columns = layout.columns, padded = groups_of(layout) * layout.group_size;
+// x[m, columns] of dtype to fp32 [m, padded], with zeros after the last column.
+PHIQUANT_INLINE void widen_rows(int64_t columns, int64_t padded, Dtype dtype, const void* x,
+                                int64_t m, float* prepared) {
   const int64_t whole = columns / kLanes * kLanes, width = size_of(dtype);
   for (int64_t row = 0; row < m; row++) {
     const uint8_t* from = static_cast<const uint8_t*>(x) + row * columns * width;
@@ -24,13 +25,18 @@ static void prepare(const Layout& layout, Dtype dtype, const void* x, int64_t m,
   }
 }
 
+static void prepare(const Layout& layout, Dtype dtype, const void* x, int64_t m, float* prepared) {
+  widen_rows(layout.columns, groups_of(layout) * layout.group_size, dtype, x, m, prepared);
+}
+
 PHIQUANT_INLINE float total(vf value) {
   vf parts[kParts]{};
   parts[0] = value;
   return sum_lanes(parts);
 }
 
-PHIQUANT_INLINE void store_sum(const FusedTask& task, int64_t m, int64_t row, float sum) {
+template <class Task>
+PHIQUANT_INLINE void store_sum(const Task& task, int64_t m, int64_t row, float sum) {
   if (task.bias != nullptr) sum += task.bias[row];
   const int64_t at = m * task.out_features + row;
   alignas(64) float lanes[kLanes] = {sum};

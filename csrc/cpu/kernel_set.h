@@ -16,6 +16,7 @@
 #define PHIQUANT_FUSED_ROWS fused_rows
 #endif
 //
+#include "decoded.h"
 #include "encode.h"
 #include "exact_decode.h"
 #include "exact_encode.h"
@@ -27,9 +28,16 @@
 namespace phiquant::cpu::PHIQUANT_ISA {
 
 const Kernels& kernels() {
-  static constexpr Kernels set{
-      PHIQUANT_TEXT(PHIQUANT_ISA), decode, encode, measure, write, PHIQUANT_PREPARE, PHIQUANT_FUSED,
-      PHIQUANT_FUSED_ROWS, nullptr};
+  static constexpr Kernels set{PHIQUANT_TEXT(PHIQUANT_ISA),
+                               decode,
+                               encode,
+                               measure,
+                               write,
+                               PHIQUANT_PREPARE,
+                               PHIQUANT_FUSED,
+                               PHIQUANT_FUSED_ROWS,
+                               &kDecodedKernels,
+                               nullptr};
   return set;
 }
 

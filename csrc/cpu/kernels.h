@@ -43,6 +43,7 @@ struct DecodeTask {
   const float* levels;  // golden grid: the level of every code; else null
   Dtype dtype;
   void* out;
+  int64_t stride;  // from one row of out to the next, in weights
   Remainder remainder;
   int64_t* bad_block;  // set where the status is about a block
 };
@@ -124,36 +125,42 @@ struct TileTask {
   int64_t out_features;
 };
 
-// The same for rows [row, row + rows) of the weight, at most 32, that are decoded to bf16.
+// The same for rows [row, row + rows) of the weight, which are decoded already.
 struct DecodedTask {
-  const uint16_t* weight;  // the first of them; there is room for 32, and what is beyond is finite
-  int64_t stride;          // from one to the next, in weights; 0 fills it from the last column on
-  const uint8_t* x;        // as TileKernels::prepare_decoded left it
-  int64_t steps;
-  const float* bias;
-  void* out;
+  const void* weight;  // the first of them; room for DecodedKernels::rows, all of it finite or NaN
+  int64_t stride;      // from one to the next, in weights; the pad of `columns` to it is 0
+  const uint8_t* x;    // as DecodedKernels::prepare left it
+  const float* bias;   // [out_features] or null
+  Dtype dtype;
+  void* out;  // [m, out_features]
   int64_t m;
+  int64_t columns;
   int64_t row, rows;
   int64_t out_features;
 };
 
 enum class Status : int32_t { kOk, kBadWord, kNotFinite, kOutside, kApart, kBadRemainder };
 
-// How x . weight^T is computed on a matrix unit.
+// How rows of x meet decoded weights.
+struct DecodedKernels {
+  Dtype weight;  // dtype that they are decoded to
+  int64_t rows;  // of the weight that a call takes at most
+  bool (*takes)(Dtype x, int64_t m);
+  int64_t (*x_bytes)(int64_t columns, int64_t m);
+  void (*prepare)(int64_t columns, Dtype dtype, const void* x, int64_t m, uint8_t* to);
+  void (*multiply)(const DecodedTask& task);
+};
+
+// How rows of x meet codes on a matrix unit.
 struct TileKernels {
-  // Whether `multiply` reads these planes; others are decoded first.
-  bool (*takes)(const Layout& layout);
+  // Whether `multiply` reads such planes, with x in int8 or in bf16.
+  bool (*takes)(const Layout& layout, bool int8);
   // From how many rows of x on it is the faster way.
-  int64_t (*least_rows)(const Layout& layout);
-  // Bytes of prepared rows, and the rows; of int8 with the factor of each.
+  int64_t (*least_rows)(const Layout& layout, bool int8);
+  // Bytes of prepared rows, and the rows; where factors are given, of int8 with a factor each.
   int64_t (*x_bytes)(const Layout& layout, int64_t m, bool int8);
   void (*prepare)(const Layout& layout, const void* x, int64_t m, uint8_t* to, float* factors);
   Status (*multiply)(const TileTask& task, int64_t begin, int64_t end);
-  // For decoded rows of `columns` weights: how many steps that is, and the same.
-  int64_t (*steps)(int64_t columns);
-  int64_t (*decoded_x_bytes)(int64_t columns, int64_t m);
-  void (*prepare_decoded)(int64_t columns, const void* x, int64_t m, uint8_t* to);
-  void (*multiply_decoded)(const DecodedTask& task);
 };
 
 // The kernels of one instruction set. Ranges are rows of the result of decode, rows of the weight
@@ -169,6 +176,7 @@ struct Kernels {
   Status (*fused)(const FusedTask& task, int64_t begin, int64_t end);
   // Up to how many rows of x `fused` is worth it; above, decode blocks and multiply them.
   int64_t (*fused_rows)(const Layout& layout);
+  const DecodedKernels* decoded;
   const TileKernels* tiles;  // null where there is no matrix unit
 };
 

@@ -1,0 +1,179 @@
+// x . weight^T on the CPU, in four ways: codes meet x on the matrix unit, or in registers; or some
+// rows of the weight are decoded, for the caches, and multiplied; or blocks of them, by torch.
+#pragma once
+
+#include "cpu_tasks.h"
+
+namespace phiquant::cpu {
+
+inline constexpr int64_t kBlockBytes = int64_t{8} << 20;  // of decoded weights at a time
+
+struct LinearArguments {
+  Layout layout;
+  CheckedPlanes planes;
+  Tensor x;  // [m, columns], contiguous
+  OptionalTensor bias;
+  int64_t m;
+  int64_t out_features;
+};
+
+inline Tensor aten_linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
+  using torch::stable::detail::from;
+  std::array<StableIValue, 3> stack{from(x), from(weight), from(bias)};
+  TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::linear", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+inline OptionalTensor float_bias_of(const LinearArguments& given) {
+  if (!given.bias.has_value()) return std::nullopt;
+  return float_bias(*given.bias);
+}
+
+inline Tensor fused_linear(const LinearArguments& given) {
+  const Layout& layout = given.layout;
+  const ScalarType dtype = given.x.scalar_type();
+  const int64_t padded = groups_of(layout) * layout.group_size;
+  Tensor out = new_tensor({given.m, given.out_features}, dtype);
+  const OptionalTensor bias = float_bias_of(given);
+  float* x = static_cast<float*>(scratch<Scratch::kX>(given.m * padded * int64_t{sizeof(float)}));
+  const Dtype kind = dtype_of("x", dtype);
+  const Kernels& set = kernels();
+  {
+    const DenormalsKept denormals;
+    set.prepare(layout, kind, given.x.const_data_ptr(), given.m, x);
+  }
+  const FusedTask task{layout,
+                       pointers(given.planes),
+                       golden_table(layout),
+                       x,
+                       data<float>(bias),
+                       kind,
+                       out.mutable_data_ptr(),
+                       given.m,
+                       given.out_features};
+  const Status status =
+      over_rows(given.out_features, layout.columns,
+                [&](int64_t begin, int64_t end) { return set.fused(task, begin, end); });
+  if (status == Status::kBadWord) fail_word(layout);
+  return out;
+}
+
+// The planes from row `first` on.
+inline Planes planes_from(const LinearArguments& given, int64_t first) {
+  const Layout& layout = given.layout;
+  Planes planes = pointers(given.planes);
+  planes.index += first * row_bytes(layout, layout.index_bits);
+  if (planes.deviation != nullptr) planes.deviation += first * row_bytes(layout, high_bits(layout));
+  if (planes.deviation_low != nullptr) {
+    planes.deviation_low += first * row_bytes(layout, low_bits(layout));
+  }
+  planes.scale += first * groups_of(layout);
+  return planes;
+}
+
+// The same for remainders: they keep their places, since blocks are counted from where they begin.
+inline Remainder remainder_from(const LinearArguments& given, int64_t first) {
+  Remainder remainder = remainder_of(given.layout, given.planes);
+  remainder.first_block = first * blocks_of(given.layout);
+  return remainder;
+}
+
+// Codes meet x on the matrix unit.
+inline Tensor tile_linear(const LinearArguments& given) {
+  const TileKernels& tiles = *kernels().tiles;
+  const Layout& layout = given.layout;
+  Tensor out = new_tensor({given.m, given.out_features}, given.x.scalar_type());
+  const OptionalTensor bias = float_bias_of(given);
+  auto* x = static_cast<uint8_t*>(scratch<Scratch::kX>(tiles.x_bytes(layout, given.m, false)));
+  tiles.prepare(layout, given.x.const_data_ptr(), given.m, x, nullptr);
+  const TileTask task{layout,  pointers(given.planes), x,
+                      nullptr, data<float>(bias),      out.mutable_data_ptr(),
+                      given.m, given.out_features};
+  const Status status =
+      over_rows(given.out_features, layout.columns,
+                [&](int64_t begin, int64_t end) { return tiles.multiply(task, begin, end); });
+  if (status == Status::kBadWord) fail_word(layout);
+  return out;
+}
+
+// Some rows of the weight at a time are decoded, for the caches, and multiplied.
+inline Tensor decoded_linear(const LinearArguments& given) {
+  const DecodedKernels& set = *kernels().decoded;
+  const Layout& layout = given.layout;
+  const int64_t columns = layout.columns, size = size_of(set.weight);
+  const Dtype kind = dtype_of("x", given.x.scalar_type());
+  // Whole vectors, and a line more, so that rows do not compete for the same places in the cache.
+  const int64_t stride = (columns + 63) / 64 * 64 + 32;
+  const Exceptions exceptions = exceptions_of(given.planes);
+  Tensor out = new_tensor({given.m, given.out_features}, given.x.scalar_type());
+  const OptionalTensor bias = float_bias_of(given);
+  auto* x = static_cast<uint8_t*>(scratch<Scratch::kX>(set.x_bytes(columns, given.m)));
+  {
+    const DenormalsKept denormals;
+    set.prepare(columns, kind, given.x.const_data_ptr(), given.m, x);
+  }
+  Failure failure;
+  over_rows(given.out_features, columns, [&](int64_t begin, int64_t end) {
+    auto* memory = static_cast<uint8_t*>(scratch<Scratch::kWeight>(set.rows * stride * size));
+    for (int64_t i = 0; i < set.rows; i++) {
+      std::memset(memory + (i * stride + columns) * size, 0,
+                  static_cast<size_t>((stride - columns) * size));
+    }
+    for (int64_t first = begin; first < end; first += set.rows) {
+      const int64_t rows = std::min(set.rows, end - first);
+      const DecodeTask task{
+          layout, planes_from(given, first),    nullptr, golden_table(layout), set.weight, memory,
+          stride, remainder_from(given, first), nullptr};
+      const Status status = decode_range(task, 0, rows, &failure);
+      if (status != Status::kOk) return status;
+      put_exceptions(exceptions, task, first, rows);
+      set.multiply(DecodedTask{memory, stride, x, data<float>(bias), kind, out.mutable_data_ptr(),
+                               given.m, columns, first, rows, given.out_features});
+    }
+    return Status::kOk;
+  });
+  failure.raise(layout);
+  return out;
+}
+
+inline Tensor blocked_linear(const LinearArguments& given) {
+  const ScalarType dtype = given.x.scalar_type();
+  const Dtype kind = dtype_of("x", dtype);
+  const int64_t columns = given.layout.columns, width = kind == Dtype::kFloat32 ? 4 : 2;
+  const Exceptions exceptions = exceptions_of(given.planes);
+  const int64_t most =
+      std::min(std::max<int64_t>(kBlockBytes / (columns * width), 64), given.out_features);
+  void* memory = scratch<Scratch::kWeight>(most * columns * width);
+  Tensor out = new_tensor({given.m, given.out_features}, dtype);
+  const torch::stable::Device device(torch::headeronly::DeviceType::CPU);
+  OptionalTensor bias = given.bias;
+  for (int64_t first = 0; first < given.out_features; first += most) {
+    const int64_t rows = std::min(most, given.out_features - first);
+    const DecodeTask task{given.layout, planes_from(given, first),
+                          nullptr,      golden_table(given.layout),
+                          kind,         memory,
+                          columns,      remainder_from(given, first),
+                          nullptr};
+    decode_rows(task, rows);
+    put_exceptions(exceptions, task, first, rows);
+    const Tensor weight =
+        torch::stable::from_blob(memory, Shape{rows, columns}, Shape{columns, 1}, device, dtype);
+    OptionalTensor part;
+    if (bias.has_value()) part = torch::stable::narrow(*bias, 0, first, rows);
+    const Tensor product = aten_linear(given.x, weight, part);
+    if (rows == given.out_features) return product;
+    Tensor to = torch::stable::narrow(out, 1, first, rows);
+    torch::stable::copy_(to, product);
+  }
+  return out;
+}
+
+// fp64 has no kernel of its own: fp32 holds every decoded weight.
+inline Tensor double_linear(const LinearArguments& given) {
+  const Tensor weight =
+      decode_to(given.layout, given.planes, nullptr, {given.out_features}, ScalarType::Double);
+  return aten_linear(given.x, weight, given.bias);
+}
+
+}  // namespace phiquant::cpu
