@@ -183,7 +183,7 @@ def test_products_are_within_tolerance(
 @pytest.mark.parametrize("deviation", [0, 4])
 @pytest.mark.parametrize("size", codec.GROUP_SIZES)
 def test_products_of_any_number_of_rows(size: int, deviation: int, kernels: Driver) -> None:
-    for columns, exponent in ((1, 0), (size + 1, -112), (6145, 90)):  # several blocks of x
+    for columns, exponent in ((5, 0), (size + 1, -112), (6145, 90)):  # several blocks of x
         layout = Layout(columns, 4, deviation, size, exponent=exponent)
         products(kernels, layout, torch.float32, range(1, 9))
 
