@@ -24,6 +24,7 @@
 #include "take_bits_avx512.h"
 #define PHIQUANT_DECODE fast_decode
 #define PHIQUANT_TAKE_BITS fast_take_bits
+#define PHIQUANT_PREPARE fast_prepare
 #define PHIQUANT_FUSED fast_fused
 #define PHIQUANT_FUSED_ROWS fast_fused_rows
 //

@@ -44,15 +44,65 @@ struct Sums {
   vf sum[m][kChains]{};
 };
 
+// Without deviations a dword of codes is 8 weights, and a vector of weights takes the same nibble
+// of every dword: `right`, how far it is moved right in each lane. A look-up reads 4 bits, so
+// nothing is masked: for 16 weights a shift, a look-up and an addition. Lanes beyond the dwords
+// take the next nibbles of the same ones.
+template <int chunk>
+struct NibbleOrder {
+  static constexpr int kDwords = chunk / 8, kTurns = 16 / kDwords;
+
+  static constexpr int nibble(int step, int lane) { return step * kTurns + lane / kDwords; }
+  static constexpr int weight(int step, int lane) {
+    return lane % kDwords * 8 + nibble(step, lane);
+  }
+};
+
+template <int chunk>
+struct Shifts {
+  alignas(64) int32_t right[chunk / 16][16];
+};
+template <int chunk>
+constexpr Shifts<chunk> shifts_for() {
+  Shifts<chunk> shifts{};
+  for (int i = 0; i < chunk; i++) {
+    shifts.right[i / 16][i % 16] = 4 * NibbleOrder<chunk>::nibble(i / 16, i % 16);
+  }
+  return shifts;
+}
+template <int chunk>
+static constexpr Shifts<chunk> kShifts = shifts_for<chunk>();
+
+// Rows of x in that order.
+template <int chunk>
+PHIQUANT_INLINE void reorder(float* x, int64_t count) {
+  alignas(64) float natural[chunk];
+  for (int64_t at = 0; at < count; at += chunk) {
+    std::memcpy(natural, x + at, sizeof natural);
+    for (int i = 0; i < chunk; i++) {
+      x[at + i] = natural[NibbleOrder<chunk>::weight(i / 16, i % 16)];
+    }
+  }
+}
+
+static void fast_prepare(const Layout& layout, Dtype dtype, const void* x, int64_t m,
+                         float* prepared) {
+  prepare(layout, dtype, x, m, prepared);
+  if (!has_fast_fused(layout) || layout.deviation_bits != 0) return;
+  const int64_t count = m * groups_of(layout) * layout.group_size;
+  layout.group_size == 32 ? reorder<32>(prepared, count) : reorder<64>(prepared, count);
+}
+
 // One group of 4-bit indices: a look-up in the bend's levels.
 template <int group_size, int m>
 PHIQUANT_INLINE void add_indices(const uint8_t* index, vf levels, const float* x, int64_t padded,
                                  Sums<m>* sums) {
   constexpr int kChunk = group_size < 64 ? group_size : 64;
   for (int start = 0; start < group_size; start += kChunk) {
-    const __m512i codes = join_codes<0, kChunk>(index + start / 2, nullptr);
+    const __m512i dwords = load_chunk<kChunk>(index + start / 2);
     for (int step = 0; step < kChunk / 16; step++) {
-      const vf weight = look_up(levels, codes, step);
+      const __m512i right = _mm512_load_si512(kShifts<kChunk>.right[step]);
+      const vf weight = _mm512_permutexvar_ps(_mm512_srlv_epi32(dwords, right), levels);
       for (int i = 0; i < m; i++) {
         vf& sum = sums->sum[i][step % Sums<m>::kChains];
         sum = multiply_add(weight, load<vf>(x + start + step * 16 + i * padded), sum);
