@@ -12,7 +12,8 @@ STABLE_TORCH_LIBRARY_IMPL(phiquant, CPU, m) {
   m.impl("encode", TORCH_BOX(&phiquant::cpu::encode));
   m.impl("encode_remainder", TORCH_BOX(&phiquant::cpu::encode_remainder));
   m.impl("decode", TORCH_BOX(&phiquant::cpu::decode));
-  m.impl("linear", TORCH_BOX(&phiquant::cpu::linear));
+  m.impl("linear", TORCH_BOX(&phiquant::cpu::linear<false>));
+  m.impl("linear_int8", TORCH_BOX(&phiquant::cpu::linear<true>));
   m.impl("_prepare", TORCH_BOX(&phiquant::cpu::prepare));
   m.impl("_prepared_linear", TORCH_BOX(&phiquant::cpu::prepared_linear));
   m.impl("embedding", TORCH_BOX(&phiquant::cpu::embedding));

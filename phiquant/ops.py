@@ -45,8 +45,13 @@ _library.define(f"decode({PLANES}, int columns, {BITS}, ScalarType dtype) -> Ten
 _library.define(
     f"linear(Tensor x, {PLANES}, Tensor? bias, int columns, {BITS}) -> Tensor", tags=TAGS
 )
+# The same, but rows of x may be rounded to int8, each with a scale of its own, where a kernel is
+# faster for it. Kernels that are not take x as it is.
+_library.define(
+    f"linear_int8(Tensor x, {PLANES}, Tensor? bias, int columns, {BITS}) -> Tensor", tags=TAGS
+)
 # Of the compiled library alone: a tensor that stands for the planes and the layout of a product.
-_library.define(f"_prepare({PLANES}, int columns, {BITS}) -> Tensor")
+_library.define(f"_prepare({PLANES}, int columns, {BITS}, bool int8) -> Tensor")
 _library.define("_prepared_linear(Tensor x, Tensor prepared, Tensor? bias) -> Tensor")
 # And what its choice of an instruction set was made from, as JSON.
 _library.define("isa() -> str")
@@ -91,6 +96,18 @@ def _linear(x: Tensor, *arguments: Any) -> Tensor:
     _check_bias(bias, x.dtype, planes[0].shape[0])
     weight = _decode(*planes, *layout, x.dtype)
     return functional.linear(x, weight, bias)
+
+
+def _linear_int8(x: Tensor, *arguments: Any) -> Tensor:
+    check_dtype("x", x.dtype)
+    return _linear(round_to_int8(x), *arguments)
+
+
+def round_to_int8(x: Tensor) -> Tensor:
+    """Rows of ``x`` as int8 activations have them: 127 steps to the largest magnitude of each."""
+    largest = x.detach().float().abs().amax(-1, keepdim=True) if x.numel() else x.float()
+    step = (largest / 127).clamp_min(torch.finfo(torch.float32).tiny)
+    return ((x.float() / step).round() * step).to(x.dtype)
 
 
 def _embedding(indices: Tensor, *arguments: Any) -> Tensor:
@@ -199,13 +216,15 @@ for _name, _kernel, _fake in (
     ("encode_remainder", _encode_remainder, _fake_encode_remainder),
     ("decode", _decode, _fake_decode),
     ("linear", _linear, _fake_linear),
+    ("linear_int8", _linear_int8, _fake_linear),
     ("embedding", _embedding, _fake_embedding),
 ):
     _library.impl(_name, _kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(f"phiquant::{_name}", _fake, lib=_library)
-torch.library.register_autograd(
-    "phiquant::linear", _linear_backward, setup_context=_save_for_backward, lib=_library
-)
+for _name in ("linear", "linear_int8"):  # rounding lets the gradient through
+    torch.library.register_autograd(
+        f"phiquant::{_name}", _linear_backward, setup_context=_save_for_backward, lib=_library
+    )
 
 
 def library_path() -> Path:

@@ -39,7 +39,9 @@ class PlaneTensor(TorchAOBaseTensor, metaclass=_PlaneTensorType):
     The constructor takes planes as :class:`phiquant.codec.Planes` describes them, the attributes of
     :class:`phiquant.codec.Layout`, and the checksum, uint8 ``[16]``, of an exact weight.
     ``column_shape`` unfolds the columns where they are several dimensions, as those of a
-    convolution's weight: ``[rows, *column_shape]``; empty if they are one.
+    convolution's weight: ``[rows, *column_shape]``; empty if they are one. ``activation`` is "int8"
+    where products may round their input to that; it belongs to a reading of the weight and is not
+    stored.
     """
 
     tensor_data_names: ClassVar[list[str]] = ["index_plane", "scale_plane"]
@@ -65,6 +67,8 @@ class PlaneTensor(TorchAOBaseTensor, metaclass=_PlaneTensorType):
         "transposed",
         "column_shape",
     ]
+
+    optional_tensor_attribute_names: ClassVar[list[str]] = ["activation"]
 
     fqn: str | None = None
     is_alias: bool = False  # shares planes with a tensor that does not see them replaced
@@ -93,6 +97,7 @@ class PlaneTensor(TorchAOBaseTensor, metaclass=_PlaneTensorType):
         start_plane: Tensor | None = None,
         exception_plane: Tensor | None = None,
         checksum_plane: Tensor | None = None,
+        activation: str | None = None,
     ) -> Self:
         shape = [*scale_plane.shape[:-1], *(column_shape or (columns,))]
         strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
@@ -124,6 +129,7 @@ class PlaneTensor(TorchAOBaseTensor, metaclass=_PlaneTensorType):
         start_plane: Tensor | None = None,
         exception_plane: Tensor | None = None,
         checksum_plane: Tensor | None = None,
+        activation: str | None = None,
     ) -> None:
         self.index_plane, self.scale_plane = index_plane, scale_plane
         self.deviation_plane, self.deviation_low_plane = deviation_plane, deviation_low_plane
@@ -134,13 +140,14 @@ class PlaneTensor(TorchAOBaseTensor, metaclass=_PlaneTensorType):
         self.index_bits, self.deviation_bits = index_bits, deviation_bits
         self.group_size, self.grid, self.exponent = group_size, grid, exponent
         self.fit, self.stored_dtype, self.transposed = fit, stored_dtype, transposed
-        self.column_shape = tuple(column_shape)
+        self.column_shape, self.activation = tuple(column_shape), activation
 
     def __tensor_flatten__(self) -> tuple[list[str], dict[str, Any]]:
         """As torchao's, without asking the subclass: compiled code does so at every call."""
         state = self.__dict__
         planes = (*self.tensor_data_names, *self.optional_tensor_data_names)
-        attributes = {name: state.get(name) for name in self.tensor_attribute_names}
+        names = (*self.tensor_attribute_names, *self.optional_tensor_attribute_names)
+        attributes = {name: state.get(name) for name in names}
         with torch._C.DisableTorchFunctionSubclass():
             attributes["dtype"] = self.dtype
         return [name for name in planes if state[name] is not None], attributes
@@ -202,7 +209,10 @@ class PlaneTensor(TorchAOBaseTensor, metaclass=_PlaneTensorType):
     def _with(self, **changes: Any) -> Self:
         """An alias on the same planes with some planes or attributes changed."""
         names = (
-            self.tensor_data_names + self.tensor_attribute_names + self.optional_tensor_data_names
+            *self.tensor_data_names,
+            *self.tensor_attribute_names,
+            *self.optional_tensor_data_names,
+            *self.optional_tensor_attribute_names,
         )
         tensor = type(self)(**{name: getattr(self, name) for name in names} | changes)
         tensor.fqn, tensor.is_alias = self.fqn, True
@@ -238,7 +248,8 @@ class PlaneTensor(TorchAOBaseTensor, metaclass=_PlaneTensorType):
 
     def _stable_hash_for_caching(self) -> str:
         """What torch.compile's caches may tell compiled graphs apart by: all but the values."""
-        attributes = {name: getattr(self, name) for name in self.tensor_attribute_names}
+        names = (*self.tensor_attribute_names, *self.optional_tensor_attribute_names)
+        attributes = {name: getattr(self, name) for name in names}
         planes = [
             None
             if plane is None

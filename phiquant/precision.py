@@ -16,7 +16,9 @@ TIERS = ("index", "deviation", "exact")
 
 
 @contextmanager
-def at_precision(model: nn.Module, tier: str, pattern: str | None = None) -> Iterator[nn.Module]:
+def at_precision(
+    model: nn.Module, tier: str, pattern: str | None = None, activation: str | None = None
+) -> Iterator[nn.Module]:
     """Run ``model`` less deep inside a ``with`` block; nothing is copied.
 
     Embeddings and output heads follow like all others: leave them out with ``pattern``.
@@ -27,10 +29,13 @@ def at_precision(model: nn.Module, tier: str, pattern: str | None = None) -> Ite
             remainder too.
         pattern: a regular expression; only parameters whose full name it matches from the start
             change.
+        activation: "int8", at the tier "index" only, lets products round each row of their input
+            to int8 (127 steps to its largest magnitude) where a kernel is faster for it, as
+            ``phiquant doctor`` tells; None, the default, takes inputs as they are.
 
     Raises:
-        ValueError: the tier is unknown, no compressed parameter matches, or one has no remainder
-            where "exact" is asked for. Nothing is changed.
+        ValueError: the tier is unknown, no compressed parameter matches, one has no remainder
+            where "exact" is asked for, or ``activation`` is not possible. Nothing is changed.
 
     >>> from phiquant import quantize_
     >>> model = nn.Linear(128, 64)
@@ -42,7 +47,7 @@ def at_precision(model: nn.Module, tier: str, pattern: str | None = None) -> Ite
     8.25
     """
     places = _places(model, tier, pattern)
-    shallow = {id(parameter): at_tier(parameter, tier) for _, _, parameter in places}
+    shallow = {id(p): at_tier(p, tier, activation) for _, _, p in places}
     try:
         for module, leaf, parameter in places:
             setattr(module, leaf, shallow[id(parameter)])
@@ -52,7 +57,9 @@ def at_precision(model: nn.Module, tier: str, pattern: str | None = None) -> Ite
             setattr(module, leaf, parameter)
 
 
-def view(model: nn.Module, tier: str, pattern: str | None = None) -> nn.Module:
+def view(
+    model: nn.Module, tier: str, pattern: str | None = None, activation: str | None = None
+) -> nn.Module:
     """A second model on the same planes, buffers and plain parameters, read less deep.
 
     It costs no weight memory, is compiled once on its own, and follows values that are written to
@@ -67,17 +74,21 @@ def view(model: nn.Module, tier: str, pattern: str | None = None) -> nn.Module:
     >>> draft.weight.index_plane.data_ptr() == model.weight.index_plane.data_ptr()
     True
     """
-    shallow = {id(p): at_tier(p, tier) for _, _, p in _places(model, tier, pattern)}
+    places = _places(model, tier, pattern)
+    shallow = {id(p): at_tier(p, tier, activation) for _, _, p in places}
     shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, shared | shallow)
 
 
-def at_tier(parameter: PhiTensor, tier: str) -> nn.Parameter:
+def at_tier(parameter: PhiTensor, tier: str, activation: str | None = None) -> nn.Parameter:
     """A parameter on the same planes that is read at ``tier``.
 
     Raises:
-        ValueError: "exact" on a parameter without a remainder.
+        ValueError: "exact" on a parameter without a remainder, or ``activation`` with another tier
+            than "index".
     """
+    if activation is not None and tier != "index":
+        raise ValueError(f"activation={activation!r} needs the tier 'index', got {tier!r}")
     if tier == "exact":
         if not parameter.is_exact:
             raise ValueError(
@@ -86,7 +97,7 @@ def at_tier(parameter: PhiTensor, tier: str) -> nn.Parameter:
             )
         return parameter
     bits = 0 if tier == "index" else parameter.deviation_bits
-    shallow = nn.Parameter(parameter.at(bits), requires_grad=False)
+    shallow = nn.Parameter(parameter.at(bits, activation), requires_grad=False)
     shallow.fqn = parameter.fqn  # type: ignore[attr-defined]
     return shallow
 

@@ -131,7 +131,7 @@ group_size=64, grid='phi', dtype=torch.float32, device='cpu')
             return weight.unflatten(-1, self.column_shape)
         return weight.transpose(-2, -1) if self.transposed else weight
 
-    def at(self, deviation_bits: int) -> PhiTensor:
+    def at(self, deviation_bits: int, activation: str | None = None) -> PhiTensor:
         """The same weight read less deep: a tensor that shares the planes and needs no memory.
 
         Exceptions (infinities and NaN of an exact weight) stay at every tier.
@@ -139,10 +139,20 @@ group_size=64, grid='phi', dtype=torch.float32, device='cpu')
         Args:
             deviation_bits: 0 reads the index plane only; 4 the first plane of an 8-bit deviation;
                 on an exact weight, all of them read the deviation without the remainder.
+            activation: "int8" lets products with the index plane alone round each row of their
+                input to int8, where a kernel is faster for it; None takes inputs as they are.
 
         Raises:
-            ValueError: the planes do not hold a tier of this depth.
+            ValueError: the planes do not hold a tier of this depth, or ``activation`` is not
+                possible with it.
         """
+        if activation not in (None, "int8"):
+            raise ValueError(f"activation must be None or 'int8', got {activation!r}")
+        if activation is not None and deviation_bits != 0:
+            raise ValueError(
+                f"activation='int8' needs deviation_bits=0, got {deviation_bits}: an input that is "
+                "rounded to 8 bits wastes what deviations hold"
+            )
         choices = {0, self.deviation_bits} | ({4} if self.deviation_bits == 8 else set())
         if deviation_bits not in choices:
             raise ValueError(
@@ -151,6 +161,7 @@ group_size=64, grid='phi', dtype=torch.float32, device='cpu')
             )
         return self._with(
             deviation_bits=deviation_bits,
+            activation=activation,
             deviation_plane=self.deviation_plane if deviation_bits else None,
             deviation_low_plane=self.deviation_low_plane if deviation_bits == 8 else None,
             remainder_plane=None,

@@ -171,3 +171,30 @@ def test_a_pattern_that_matches_nothing_is_an_error(model: nn.Module) -> None:
         at_precision(model, "index", "outer"),
     ):
         pass
+
+
+def test_int8_activations_belong_to_the_index_tier(model: nn.Module) -> None:
+    x = torch.randn(3, 64)
+    with at_precision(model, "index", r"inner\."):
+        plain = model["inner"][0](x)
+    with at_precision(model, "index", r"inner\.", activation="int8"):
+        assert model["inner"][0].weight.activation == "int8"
+        rounded = model["inner"][0](x)
+    assert model["inner"][0].weight.activation is None
+    assert (rounded - plain).norm() < 0.02 * plain.norm()
+    with (
+        pytest.raises(ValueError, match="needs the tier 'index'"),
+        at_precision(model, "deviation", activation="int8"),
+    ):
+        pass
+    with pytest.raises(ValueError, match="must be None or 'int8'"):
+        model["head"].weight.at(0, "int4")
+
+
+def test_a_view_with_int8_activations_compiles_and_copies(model: nn.Module) -> None:
+    draft = view(model, "index", activation="int8")
+    layer, x = draft["inner"][0], torch.randn(3, 64)
+    with torch.no_grad():
+        compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)(x)
+        assert torch.equal(compiled, layer(x))
+    assert layer.weight.detach().clone().activation == "int8"

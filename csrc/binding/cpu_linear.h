@@ -14,16 +14,20 @@ inline void check_bias(const OptionalTensor& bias, ScalarType dtype, int64_t out
   check_cpu("bias", *bias);
 }
 
-inline Tensor product_of(const LinearArguments& given) {
+// `int8`: rows of x may be rounded to int8 where there is a kernel for that.
+inline Tensor product_of(const LinearArguments& given, bool int8) {
   const Kernels& set = kernels();
   const ScalarType dtype = given.x.scalar_type();
   if (dtype == ScalarType::Double) return double_linear(given);
   const Dtype kind = dtype_of("x", dtype);
   const bool lossy = !given.planes.stored.has_value() && !given.planes.exceptions.has_value();
+  if (int8 && set.tiles != nullptr && lossy && set.tiles->takes(given.layout, true)) {
+    return int8_linear(given);
+  }
   if (set.tiles != nullptr && kind == Dtype::kBFloat16) {
     if (lossy && set.tiles->takes(given.layout, false)) {
       const bool few = given.m < set.tiles->least_rows(given.layout, false);
-      return few ? fused_linear(given) : tile_linear(given);
+      return few ? fused_linear(given) : tile_linear(given, false);
     }
   } else if (lossy && given.m <= set.fused_rows(given.layout)) {
     return fused_linear(given);
@@ -33,7 +37,7 @@ inline Tensor product_of(const LinearArguments& given) {
 
 inline Tensor linear_of(const Layout& layout, const GivenPlanes& stored,
                         const OptionalDtype& stored_dtype, const Tensor& x,
-                        const OptionalTensor& bias) {
+                        const OptionalTensor& bias, bool int8) {
   const int64_t columns = layout.columns;
   CheckedPlanes planes = check_planes(stored, layout, stored_dtype);
   check_matrix(planes);
@@ -50,10 +54,11 @@ inline Tensor linear_of(const Layout& layout, const GivenPlanes& stored,
   if (m == 0 || out_features == 0) return new_tensor(with_last(leading, out_features), dtype);
   const Tensor flat = reshaped(dense(x), {m, columns});
   const LinearArguments given{layout, std::move(planes), flat, bias, m, out_features};
-  const Tensor result = product_of(given);
+  const Tensor result = product_of(given, int8);
   return reshaped(result, with_last(leading, out_features));
 }
 
+template <bool int8>
 inline Tensor linear(Tensor x, Tensor index, OptionalTensor deviation, OptionalTensor deviation_low,
                      Tensor scale, OptionalTensor remainder, OptionalTensor offsets,
                      OptionalTensor starts, OptionalTensor exceptions, OptionalTensor bias,
@@ -64,7 +69,7 @@ inline Tensor linear(Tensor x, Tensor index, OptionalTensor deviation, OptionalT
       make_layout(columns, index_bits, deviation_bits, group_size, taken(grid), exponent);
   const GivenPlanes stored{index,     deviation, deviation_low, scale,
                            remainder, offsets,   starts,        exceptions};
-  return linear_of(layout, stored, stored_dtype, x, bias);
+  return linear_of(layout, stored, stored_dtype, x, bias, int8);
 }
 
 }  // namespace phiquant::cpu

@@ -14,6 +14,7 @@ struct Prepared {
   Layout layout;
   GivenPlanes planes;
   OptionalDtype stored;
+  bool int8;
 };
 
 // Those that live, so that no other tensor is taken for one.
@@ -53,13 +54,13 @@ inline Tensor prepare(Tensor index, OptionalTensor deviation, OptionalTensor dev
                       Tensor scale, OptionalTensor remainder, OptionalTensor offsets,
                       OptionalTensor starts, OptionalTensor exceptions, int64_t columns,
                       int64_t index_bits, int64_t deviation_bits, int64_t group_size,
-                      StringHandle grid, int64_t exponent, OptionalDtype stored_dtype) {
+                      StringHandle grid, int64_t exponent, OptionalDtype stored_dtype, bool int8) {
   const Layout layout =
       make_layout(columns, index_bits, deviation_bits, group_size, taken(grid), exponent);
   const GivenPlanes given{index,     deviation, deviation_low, scale,
                           remainder, offsets,   starts,        exceptions};
   check_matrix(check_planes(given, layout, stored_dtype));
-  auto one = std::make_unique<Prepared>(Prepared{layout, given, stored_dtype});
+  auto one = std::make_unique<Prepared>(Prepared{layout, given, stored_dtype, int8});
   const torch::stable::Device device(torch::headeronly::DeviceType::CPU);
   prepared_ones().add(one.get());
   return torch::stable::from_blob(one.release(), Shape{1}, Shape{1}, device, ScalarType::Byte,
@@ -70,7 +71,7 @@ inline Tensor prepared_linear(Tensor x, Tensor prepared, OptionalTensor bias) {
   const void* address = prepared.is_cpu() ? prepared.const_data_ptr() : nullptr;
   if (!prepared_ones().has(address)) fail("prepared: expected what phiquant::_prepare made");
   const auto* one = static_cast<const Prepared*>(address);
-  return linear_of(one->layout, one->planes, one->stored, x, bias);
+  return linear_of(one->layout, one->planes, one->stored, x, bias, one->int8);
 }
 
 }  // namespace phiquant::cpu

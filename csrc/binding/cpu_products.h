@@ -79,22 +79,34 @@ inline Remainder remainder_from(const LinearArguments& given, int64_t first) {
   return remainder;
 }
 
-// Codes meet x on the matrix unit.
-inline Tensor tile_linear(const LinearArguments& given) {
+// Codes meet rows of bf16 on the matrix unit, or of int8 that they are rounded to.
+inline Tensor tile_linear(const LinearArguments& given, bool int8) {
   const TileKernels& tiles = *kernels().tiles;
   const Layout& layout = given.layout;
   Tensor out = new_tensor({given.m, given.out_features}, given.x.scalar_type());
   const OptionalTensor bias = float_bias_of(given);
-  auto* x = static_cast<uint8_t*>(scratch<Scratch::kX>(tiles.x_bytes(layout, given.m, false)));
-  tiles.prepare(layout, given.x.const_data_ptr(), given.m, x, nullptr);
+  const int64_t size = tiles.x_bytes(layout, given.m, int8);
+  const int64_t more = int8 ? given.m * int64_t{sizeof(float)} : 0;
+  auto* x = static_cast<uint8_t*>(scratch<Scratch::kX>(size + more));
+  float* factors = int8 ? reinterpret_cast<float*>(x + size) : nullptr;
+  tiles.prepare(layout, given.x.const_data_ptr(), given.m, x, factors);
   const TileTask task{layout,  pointers(given.planes), x,
-                      nullptr, data<float>(bias),      out.mutable_data_ptr(),
+                      factors, data<float>(bias),      out.mutable_data_ptr(),
                       given.m, given.out_features};
   const Status status =
       over_rows(given.out_features, layout.columns,
                 [&](int64_t begin, int64_t end) { return tiles.multiply(task, begin, end); });
   if (status == Status::kBadWord) fail_word(layout);
   return out;
+}
+
+// Of any dtype: x is to be rounded anyway.
+inline Tensor int8_linear(const LinearArguments& given) {
+  const ScalarType dtype = given.x.scalar_type();
+  if (dtype == ScalarType::BFloat16) return tile_linear(given, true);
+  LinearArguments rounded = given;
+  rounded.x = torch::stable::to(given.x, ScalarType::BFloat16);
+  return torch::stable::to(tile_linear(rounded, true), dtype);
 }
 
 // Some rows of the weight at a time are decoded, for the caches, and multiplied.

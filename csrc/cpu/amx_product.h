@@ -80,7 +80,7 @@ class Product {
     batch->count = rest < kBatch ? rest : kBatch;
     batch->ahead = rest > kAhead ? kAhead : kTileRows * groups_ + kAhead - rest;
     if (batch->group % kGroups == 0) {
-      scales_turn_ = 1 - scales_turn_;
+      scales_turn_ = (scales_turn_ + 1) % 3;
       const int64_t many = rest < kGroups ? rest : kGroups;
       const int16_t* words = task_.planes.scale + batch->row * groups_ + batch->group;
       good_ &= read_block_scales(task_.layout, words, groups_, batch->rows, many,
@@ -123,10 +123,6 @@ class Product {
         for (int64_t j = 0; j < batch.count; j++) group(j);
       }
     }
-  }
-
-  static PHIQUANT_MEMBER void prefetch(const uint8_t* from) {
-    _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T0);
   }
 
   // One batch with one block of x, to sums_; meanwhile the next batch is unpacked.
@@ -209,7 +205,7 @@ class Product {
   bool good_ = true;
   int scales_turn_ = 0, sums_ = 0;
   Pending pending_{nullptr, nullptr, 0};
-  BlockScales scales_[2];
+  BlockScales scales_[3];  // of the batch that is to be settled, this one and the next
   alignas(64) uint8_t weights_[2][kBatch * kTiles * kTileBytes];
   alignas(64) float tile_[2][kBatch * kSums];
   alignas(64) float totals_[kBlocks * kSums];

@@ -29,4 +29,8 @@ PHIQUANT_INLINE void floats_to_halves(uint16_t* to, vf value) {
   store(to, _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 
+PHIQUANT_INLINE void prefetch(const uint8_t* from) {
+  _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T0);
+}
+
 }  // namespace phiquant::cpu::PHIQUANT_ISA

@@ -68,5 +68,5 @@ def _prepared(weight: PhiTensor) -> Tensor | bool:
     matrix = weight.scale_plane.dim() == 2 and not weight.transposed and not weight.column_shape
     if not (ops.compiled and plain and matrix):
         return False
-    prepared: Tensor = _prepare(*weight.planes, *weight.op_arguments)
+    prepared: Tensor = _prepare(*weight.planes, *weight.op_arguments, weight.activation is not None)
     return prepared

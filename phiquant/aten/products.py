@@ -16,17 +16,19 @@ from phiquant.tensor import PhiTensor
 
 aten = torch.ops.aten
 _linear_op = torch.ops.phiquant.linear.default
+_int8_op = torch.ops.phiquant.linear_int8.default
 
 
 def _linear(x: Tensor, weight: PhiTensor, bias: Tensor | None = None) -> Tensor:
     x, bias = autocast(x, bias)
+    op = _linear_op if weight.activation is None else _int8_op
     try:
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return _linear_op(x, *weight.planes, bias, *weight.op_arguments)
+            return op(x, *weight.planes, bias, *weight.op_arguments)
         # An op's autograd formula is Python: stepping into it for nothing costs as much as a
         # small product. torch.library passes it by in the same way.
         with torch._C._AutoDispatchBelowAutograd():
-            return _linear_op(x, *weight.planes, bias, *weight.op_arguments)
+            return op(x, *weight.planes, bias, *weight.op_arguments)
     except ValueError as error:
         raise weight.blame(error) from error
 
