@@ -24,8 +24,11 @@
 #include "take_bits_avx512.h"
 #define PHIQUANT_DECODE fast_decode
 #define PHIQUANT_TAKE_BITS fast_take_bits
+#define PHIQUANT_DECODE_ANY fast_decode_any
 #define PHIQUANT_FUSED fast_fused
 #define PHIQUANT_FUSED_ROWS fast_fused_rows
+//
+#include "exact_avx512.h"
 //
 #include "kernel_set.h"
 

@@ -8,6 +8,9 @@
 #if !defined(PHIQUANT_TAKE_BITS)
 #define PHIQUANT_TAKE_BITS take_bits
 #endif
+#if !defined(PHIQUANT_DECODE_ANY)
+#define PHIQUANT_DECODE_ANY decode
+#endif
 #if !defined(PHIQUANT_FUSED)
 #define PHIQUANT_FUSED fused
 #define PHIQUANT_FUSED_ROWS fused_rows
@@ -25,7 +28,7 @@ namespace phiquant::cpu::PHIQUANT_ISA {
 
 const Kernels& kernels() {
   static constexpr Kernels set{
-      PHIQUANT_TEXT(PHIQUANT_ISA), decode, encode, measure, write, prepare, PHIQUANT_FUSED,
+      PHIQUANT_TEXT(PHIQUANT_ISA), PHIQUANT_DECODE_ANY, encode, measure, write, prepare, PHIQUANT_FUSED,
       PHIQUANT_FUSED_ROWS};
   return set;
 }
