@@ -40,8 +40,8 @@ PHIQUANT_INLINE __m512i decode_piece(const ExactConstants& constants, const Subc
   // Only at zero do remainders have a high byte, and more floats than a byte counts.
   const __m512i spare =
       _mm512_mask_mov_epi8(cells.spare, _mm512_cmpeq_epi8_mask(rests.high, high), low);
-  const __m512i bad = _mm512_or_si512(_mm512_subs_epu8(rests.low, spare),
-                                      _mm512_subs_epu8(rests.high, high));
+  const __m512i bad =
+      _mm512_or_si512(_mm512_subs_epu8(rests.low, spare), _mm512_subs_epu8(rests.high, high));
   constexpr int kXorAnd = 0x28;  // (first ^ second) & third
   const __m512i sign = _mm512_ternarylogic_epi32(
       _mm512_adds_epu8(codes.code, vector_of(piece.to_sign)),

@@ -27,9 +27,14 @@
 namespace phiquant::cpu::PHIQUANT_ISA {
 
 const Kernels& kernels() {
-  static constexpr Kernels set{
-      PHIQUANT_TEXT(PHIQUANT_ISA), PHIQUANT_DECODE_ANY, encode, measure, write, prepare, PHIQUANT_FUSED,
-      PHIQUANT_FUSED_ROWS};
+  static constexpr Kernels set{PHIQUANT_TEXT(PHIQUANT_ISA),
+                               PHIQUANT_DECODE_ANY,
+                               encode,
+                               measure,
+                               write,
+                               prepare,
+                               PHIQUANT_FUSED,
+                               PHIQUANT_FUSED_ROWS};
   return set;
 }
 

@@ -36,8 +36,8 @@ struct PieceConstants {
   Bytes left = bytes_of([](int i) { return i % 4 == 0 && i < 32 ? 4 : 0; });
   Bytes right = bytes_of([](int i) { return i % 4 == 0 && i >= 32 ? 4 : 0; });
   Bytes low_nibble = bytes_of([](int) { return 15; });
-  Bytes order = bytes_of(
-      [](int place) { return weight_at(place) / 2 + weight_at(place) % 2 * 32; });
+  Bytes order =
+      bytes_of([](int place) { return weight_at(place) / 2 + weight_at(place) % 2 * 32; });
   Bytes zero_code = bytes_of([](int) { return 120; });
   Bytes code_below = bytes_of([](int) { return 119; });
   Bytes sixth_bit = bytes_of([](int) { return 64; });

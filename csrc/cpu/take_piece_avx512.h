@@ -19,9 +19,8 @@ struct TakeConstants {
   // Every chunk's place is given the totals of the chunks before it, and the first one's, where
   // there are none, all of them. Totals are the last bytes of chunks.
   Bytes totals = bytes_of([](int place) { return place_of_chunk(place % 8) * 8 + 7; });
-  Bytes before = bytes_of([](int place) {
-    return place < 8 || place % 8 < weight_at(place) / 8 ? 255 : 0;
-  });
+  Bytes before =
+      bytes_of([](int place) { return place < 8 || place % 8 < weight_at(place) / 8 ? 255 : 0; });
   Bytes later = bytes_of([](int place) { return place < 8 ? 0 : 255; });
   Bytes bit_in_byte = bytes_of([](int) { return 7; });
   Bytes beyond = bytes_of([](int) { return 64; });
@@ -64,14 +63,13 @@ PHIQUANT_INLINE PieceRests take_piece(const TakeConstants& constants, BitReader*
   const __m512i before =
       _mm512_sad_epu8(_mm512_and_si512(totals, vector_of(constants.before)), zero);
   const int64_t total = _mm_cvtsi128_si64(_mm512_castsi512_si128(before)), bit = reader->bit & 7;
-  const __m512i begin =
-      _mm512_add_epi64(_mm512_set1_epi64(static_cast<int64_t>(kBits[bit])),
-                       _mm512_and_si512(before, vector_of(constants.later)));
+  const __m512i begin = _mm512_add_epi64(_mm512_set1_epi64(static_cast<int64_t>(kBits[bit])),
+                                         _mm512_and_si512(before, vector_of(constants.later)));
   constexpr int kMaskOr = 0xEA;  // first & second | third
   // A shift counts below 64: with 64 on top, the last bit of a chunk tells by a sign if it is out.
-  const __m512i within = _mm512_ternarylogic_epi64(
-      _mm512_multishift_epi64_epi8(zero, begin), vector_of(constants.bit_in_byte),
-      vector_of(constants.beyond), kMaskOr);
+  const __m512i within = _mm512_ternarylogic_epi64(_mm512_multishift_epi64_epi8(zero, begin),
+                                                   vector_of(constants.bit_in_byte),
+                                                   vector_of(constants.beyond), kMaskOr);
   const __m512i end = _mm512_add_epi8(within, sums), shift = _mm512_sub_epi8(end, width);
   if (_mm512_movepi8_mask(end) != 0 || bit + total > 512) [[unlikely]] {
     return take_wide_piece(reader, width);
@@ -83,8 +81,8 @@ PHIQUANT_INLINE PieceRests take_piece(const TakeConstants& constants, BitReader*
       _mm512_permutexvar_epi8(from, _mm512_loadu_si512(reader->bytes + (reader->bit >> 3)));
   reader->bit += total;
   const __m512i low = _mm512_multishift_epi64_epi8(shift, bytes);
-  const __m512i high = _mm512_multishift_epi64_epi8(
-      _mm512_add_epi8(shift, vector_of(constants.high_byte)), bytes);
+  const __m512i high =
+      _mm512_multishift_epi64_epi8(_mm512_add_epi8(shift, vector_of(constants.high_byte)), bytes);
   return {_mm512_and_si512(low, _mm512_shuffle_epi8(vector_of(constants.low_bits), width)),
           _mm512_and_si512(high, _mm512_shuffle_epi8(vector_of(constants.high_bits), width))};
 }
