@@ -12,8 +12,10 @@ from phiquant.codec.decode import join_codes
 from phiquant.codec.packing import pack
 from phiquant.codec.ranks import join_sign
 from phiquant.codec.scales import read_words
+from tests.test_kernels import settings
 from tests.test_kernels_exact import compiled_decode, compiled_exact
 
+phi = torch.ops.phiquant
 pytestmark = pytest.mark.skipif(not ops.compiled, reason="the compiled kernels are not built")
 EVERY_SIZE = pytest.mark.parametrize("size", codec.GROUP_SIZES)
 # Lowest and highest code. Sub-cells at zero have 14 bits: four are more than eight bytes hold.
@@ -108,6 +110,28 @@ def test_heavy_tails_and_exceptions_come_back(size: int) -> None:
     layout = Layout(1100, 4, 4, size, "phi", -10, torch.bfloat16)
     again = compiled_decode(compiled_exact(of, layout), layout)
     assert torch.equal(again.view(torch.int16), of.view(torch.int16))
+
+
+@EVERY_SIZE
+@pytest.mark.parametrize("exponents", EXPONENTS)
+@pytest.mark.parametrize("codes", CODES)
+def test_remainders_are_the_references(codes: str, exponents: str, size: int) -> None:
+    """Also of weights that are astray: of the other sign, beside the sub-cell, or no number."""
+    layout = Layout(700, 4, 4, size, "phi", EXPONENTS[exponents][2], torch.bfloat16)
+    planes, of = any_planes(layout, 6, codes, exponents)
+    torch.manual_seed(0)
+    bits, places = of.view(torch.int16), torch.randperm(of.numel())[:300]
+    change = torch.randint(1, 1 << 16, (100,)).to(torch.int16)
+    bits.view(-1)[places[:100]] ^= change
+    bits.view(-1)[places[100:200]] += torch.tensor([1, -1], dtype=torch.int16).repeat(50)
+    bits.view(-1)[places[200:]] ^= -(1 << 15)
+    lossy = Planes(*planes[:4])
+    actual = Planes(*lossy[:4], *phi.encode_remainder(of, *lossy[:4], *settings(layout)))
+    expected = codec.encode_remainder(of, lossy, layout)
+    for name, mine, theirs in zip(Planes._fields, actual, expected, strict=True):
+        assert (mine is None and theirs is None) or torch.equal(mine, theirs), name
+    again = compiled_decode(actual, layout)
+    assert torch.equal(again.view(torch.int16), bits)
 
 
 def outcome(decode: object, *arguments: object) -> str | list[int]:

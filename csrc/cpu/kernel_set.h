@@ -11,6 +11,10 @@
 #if !defined(PHIQUANT_DECODE_ANY)
 #define PHIQUANT_DECODE_ANY decode
 #endif
+#if !defined(PHIQUANT_MEASURE)
+#define PHIQUANT_MEASURE measure
+#define PHIQUANT_WRITE write
+#endif
 #if !defined(PHIQUANT_FUSED)
 #define PHIQUANT_FUSED fused
 #define PHIQUANT_FUSED_ROWS fused_rows
@@ -30,8 +34,8 @@ const Kernels& kernels() {
   static constexpr Kernels set{PHIQUANT_TEXT(PHIQUANT_ISA),
                                PHIQUANT_DECODE_ANY,
                                encode,
-                               measure,
-                               write,
+                               PHIQUANT_MEASURE,
+                               PHIQUANT_WRITE,
                                prepare,
                                PHIQUANT_FUSED,
                                PHIQUANT_FUSED_ROWS};
