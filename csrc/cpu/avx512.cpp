@@ -25,8 +25,13 @@
 #define PHIQUANT_DECODE fast_decode
 #define PHIQUANT_TAKE_BITS fast_take_bits
 #define PHIQUANT_PREPARE fast_prepare
+#define PHIQUANT_DECODE_ANY fast_decode_any
+#define PHIQUANT_MEASURE fast_measure
+#define PHIQUANT_WRITE fast_write
 #define PHIQUANT_FUSED fast_fused
 #define PHIQUANT_FUSED_ROWS fast_fused_rows
+//
+#include "exact_encode_avx512.h"
 //
 #include "kernel_set.h"
 

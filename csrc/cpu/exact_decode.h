@@ -75,6 +75,14 @@ PHIQUANT_INLINE Status close_block(const Remainder& remainder, const Block<store
   return end == wanted ? Status::kOk : Status::kApart;
 }
 
+// From the block before `column`, if there is one, to the one that begins there.
+template <Dtype stored>
+PHIQUANT_INLINE Status turn_block(const Remainder& remainder, int64_t first, int64_t column,
+                                  Block<stored>* block) {
+  const Status closed = column == 0 ? Status::kOk : close_block(remainder, *block);
+  return closed == Status::kOk ? open_block(remainder, first + column / kBlock, block) : closed;
+}
+
 // `count` weights, given as bits of the stored dtype in lanes of 32, to `dtype`.
 template <Dtype stored>
 PHIQUANT_INLINE void store_exact(Dtype dtype, const vi* bits, int32_t count, uint8_t* to) {
@@ -130,12 +138,8 @@ static Status decode_exact_row(const DecodeTask& task, const Curve& curve, int64
   block.number = first;
   const Status status = for_groups(task.layout, task.planes, row, [&](const ExactGroup& group) {
     if (begins_block(group)) {
-      if (group.column > 0) {
-        const Status closed = close_block(remainder, block);
-        if (closed != Status::kOk) return closed;
-      }
-      const Status opened = open_block(remainder, first + group.column / kBlock, &block);
-      if (opened != Status::kOk) return opened;
+      const Status turned = turn_block(remainder, first, group.column, &block);
+      if (turned != Status::kOk) return turned;
     }
     return decode_exact_group<stored>(task, curve, group, &block.reader,
                                       out + group.column * width);

@@ -8,6 +8,13 @@
 #if !defined(PHIQUANT_TAKE_BITS)
 #define PHIQUANT_TAKE_BITS take_bits
 #endif
+#if !defined(PHIQUANT_DECODE_ANY)
+#define PHIQUANT_DECODE_ANY decode
+#endif
+#if !defined(PHIQUANT_MEASURE)
+#define PHIQUANT_MEASURE measure
+#define PHIQUANT_WRITE write
+#endif
 #if !defined(PHIQUANT_PREPARE)
 #define PHIQUANT_PREPARE prepare
 #endif
@@ -29,10 +36,10 @@ namespace phiquant::cpu::PHIQUANT_ISA {
 
 const Kernels& kernels() {
   static constexpr Kernels set{PHIQUANT_TEXT(PHIQUANT_ISA),
-                               decode,
+                               PHIQUANT_DECODE_ANY,
                                encode,
-                               measure,
-                               write,
+                               PHIQUANT_MEASURE,
+                               PHIQUANT_WRITE,
                                PHIQUANT_PREPARE,
                                PHIQUANT_FUSED,
                                PHIQUANT_FUSED_ROWS,
