@@ -96,6 +96,7 @@ inline std::tuple<Tensor, Tensor, Tensor, Tensor> encode(Tensor weight, Optional
                         source.const_data_ptr(),
                         weighted.empty() ? nullptr : weighted.data(),
                         tables.inverse.data(),
+                        tables.scan,
                         tables.levels,
                         tables.index_levels,
                         tables.edges,

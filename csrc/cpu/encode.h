@@ -3,65 +3,85 @@
 
 #include "codes.h"
 #include "golden.h"
+#include "scan.h"
 #include "score.h"
 
 namespace phiquant::cpu::PHIQUANT_ISA {
 
-struct Choice {
-  int candidate;
-  double score;
-};
+PHIQUANT_INLINE Trial trial_of(const PhiSearch& search, const Group& group,
+                               const Candidates& candidates, int candidate) {
+  const int bend = candidate / 2;
+  return {search.curve.line[bend],
+          search.curve.cubic[bend],
+          search.inverse + bend,
+          candidates.scale[candidate],
+          (candidate & 1) != 0,
+          group.plain && candidates.covered[candidate] != 0};
+}
 
+// The best of the candidates in a set of bits, the first of equals.
 template <bool index, bool deepest, bool weighted, Priced priced>
 static int choose(const PhiSearch& search, const EncodeTask& task, const Group& group,
-                  const Candidates& candidates) {
-  Choice best{0, __builtin_inf()};
-  for (int i = 0; i < kCandidates; i++) {
-    const int bend = i / 2;
-    const Trial trial{search.curve.line[bend],
-                      search.curve.cubic[bend],
-                      search.inverse + bend,
-                      candidates.scale[i],
-                      (i & 1) != 0,
-                      group.plain && candidates.covered[i] != 0};
+                  const Candidates& candidates, uint32_t among) {
+  int best = 0;
+  double lowest = __builtin_inf();
+  for (; among != 0; among &= among - 1) {
+    const int i = __builtin_ctz(among);
+    const Trial trial = trial_of(search, group, candidates, i);
     Errors errors;
     if (!trial.plain ||
         !quick_errors<index, deepest, weighted, priced>(search, group, trial, &errors)) {
       errors = exact_errors<index, deepest, weighted, priced>(search, group, trial);
     }
     const double score = score_of<index, deepest>(task, errors);
-    if (score < best.score) best = {i, score};
+    if (score < lowest) {
+      lowest = score;
+      best = i;
+    }
   }
-  return best.candidate;
+  return best;
 }
 
 template <bool index, bool deepest, Priced priced>
 PHIQUANT_INLINE int choose(const PhiSearch& search, const EncodeTask& task, const Group& group,
-                           const Candidates& candidates) {
+                           const Candidates& candidates, uint32_t among) {
   return group.importance == nullptr
-             ? choose<index, deepest, false, priced>(search, task, group, candidates)
-             : choose<index, deepest, true, priced>(search, task, group, candidates);
+             ? choose<index, deepest, false, priced>(search, task, group, candidates, among)
+             : choose<index, deepest, true, priced>(search, task, group, candidates, among);
 }
 
 PHIQUANT_INLINE int choose(const PhiSearch& search, const EncodeTask& task, const Group& group,
-                           const Candidates& candidates) {
+                           const Candidates& candidates, uint32_t among) {
   if (task.fit == Fit::kIndex || search.layout.deviation_bits == 0) {
-    return choose<true, false, Priced::kNone>(search, task, group, candidates);
+    return choose<true, false, Priced::kNone>(search, task, group, candidates, among);
   }
   if (task.fit == Fit::kDeviation) {
-    return choose<false, true, Priced::kNone>(search, task, group, candidates);
+    return choose<false, true, Priced::kNone>(search, task, group, candidates, among);
   }
   if (task.prices == nullptr) {
-    return choose<true, true, Priced::kNone>(search, task, group, candidates);
+    return choose<true, true, Priced::kNone>(search, task, group, candidates, among);
   }
   switch (task.dtype) {
     case Dtype::kFloat32:
-      return choose<true, true, Priced::kFloat32>(search, task, group, candidates);
+      return choose<true, true, Priced::kFloat32>(search, task, group, candidates, among);
     case Dtype::kBFloat16:
-      return choose<true, true, Priced::kBFloat16>(search, task, group, candidates);
+      return choose<true, true, Priced::kBFloat16>(search, task, group, candidates, among);
     default:
-      return choose<true, true, Priced::kFloat16>(search, task, group, candidates);
+      return choose<true, true, Priced::kFloat16>(search, task, group, candidates, among);
   }
+}
+
+// The candidates that may be the best, as bits.
+PHIQUANT_INLINE uint32_t contenders(const PhiSearch& search, const EncodeTask& task,
+                                    const Group& group, const Candidates& candidates) {
+  constexpr uint32_t kAll = (1 << kCandidates) - 1;
+  if (search.scan == nullptr || !group.plain || !candidates.all_covered || task.prices != nullptr)
+    return kAll;
+  Scan scanned;
+  Bounds bounds;
+  scan(search, group, candidates, &scanned);
+  bound_scores(search, group, task.fit, candidates, scanned, &bounds);
+  return possible(bounds);
 }
 
 // Codes of a group, and its scale word.
@@ -69,20 +89,15 @@ static int16_t encode_phi(const PhiSearch& search, const EncodeTask& task, Group
                           int32_t* codes) {
   Candidates candidates;
   prepare_group(search, group, &candidates);
-  const int best = choose(search, task, *group, candidates);
-  const int bend = best / 2;
-  const bool negative = (best & 1) != 0;
-  const Trial trial{search.curve.line[bend],
-                    search.curve.cubic[bend],
-                    search.inverse + bend,
-                    candidates.scale[best],
-                    negative,
-                    group->plain && candidates.covered[best] != 0};
+  const uint32_t among = contenders(search, task, *group, candidates);
+  const int best = (among & (among - 1)) == 0 ? __builtin_ctz(among)
+                                              : choose(search, task, *group, candidates, among);
+  const Trial trial = trial_of(search, *group, candidates, best);
   for (int at = 0; at < search.layout.group_size; at += kLanes) {
     const vf weight = load<vf>(group->weight + at);
-    store(codes + at, find_codes(search, trial, negative ? -weight : weight));
+    store(codes + at, find_codes(search, trial, trial.negative ? -weight : weight));
   }
-  return static_cast<int16_t>(candidates.word[best] | (negative ? 0x8000 : 0) | bend);
+  return static_cast<int16_t>(candidates.word[best] | (trial.negative ? 0x8000 : 0) | best / 2);
 }
 
 PHIQUANT_INLINE void write_plane(uint8_t* plane, const Layout& layout, int64_t group, int bits,
