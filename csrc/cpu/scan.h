@@ -16,6 +16,7 @@ namespace phiquant::cpu::PHIQUANT_ISA {
 struct Scan {
   alignas(64) vf index[kCandidates];
   alignas(64) vf deepest[kCandidates];
+  alignas(64) vf bits[kCandidates];         // of remainders, where they have a price
   alignas(64) float doubtful[kCandidates];  // how many lanes hold weights near an edge
 };
 
@@ -32,13 +33,17 @@ PHIQUANT_INLINE vf sum_parts(const vf parts[kParts]) {
 
 // Both signs of one bend: the candidates `at`, the first of which has the smaller scale. It says
 // which segment's cubic both use.
-template <int deviation_bits, bool weighted>
-PHIQUANT_INLINE void scan_bend(const ScanTable& table, const Group& group, int size,
-                               const float scale[2], const int at[2], Scan* out) {
+template <int deviation_bits, bool weighted, Priced priced>
+PHIQUANT_INLINE void scan_bend(const PhiSearch& search, const Group& group,
+                               const Candidates& candidates, const int at[2], Scan* out) {
   constexpr float kMagic = 0x1.8p23f;  // a sum with it has no fraction; its low bits are the integer
   vf index[2][kParts]{}, deepest[2][kParts]{}, furthest[2]{};
-  const float reciprocal[2] = {1.0f / scale[0], 1.0f / scale[1]};
-  for (int base = 0; base < size; base += kSumLanes) {
+  vi bits[2]{};
+  const int bend = at[0] / 2;
+  const ScanTable& table = search.scan[bend];
+  const Steps steps = Steps::of(search.layout, search.curve.line[bend], search.curve.cubic[bend]);
+  const float reciprocal[2] = {candidates.reciprocal[at[0]], candidates.reciprocal[at[1]]};
+  for (int base = 0; base < search.layout.group_size; base += kSumLanes) {
     for (int part = 0; part < kParts; part++) {
       const int here = base + part * kLanes;
       const vf weight = load<vf>(group.size + here), guess = load<vf>(group.guess + here);
@@ -61,6 +66,13 @@ PHIQUANT_INLINE void scan_bend(const ScanTable& table, const Group& group, int s
         const vf error = multiply_add(weight, splat(-reciprocal[i]), level);
         const vf counted = weighted ? error * load<vf>(group.importance + here) : error;
         deepest[i][part] = multiply_add(error, counted, deepest[i][part]);
+        if constexpr (priced != Priced::kNone) {
+          const vi number = (vi)shifted - (vi)splat(kMagic), odd = splat(at[i]) << 31 >> 31;
+          const Sides sides{number, load<vi>(group.weight + here) >> 31 ^ odd, vi{}};
+          constexpr Dtype stored = static_cast<Dtype>(priced);
+          const vi spare = phi_subcells<stored>(steps, sides, candidates.scale[at[i]]).spare;
+          bits[i] += bit_length(spare) & load<vi>(group.counted + here);
+        }
         if constexpr (deviation_bits > 0) {
           const vf cell = lookup(table.level, (vi)shifted >> (deviation_bits - 1));
           const vf off = multiply_add(weight, splat(-reciprocal[i]), cell);
@@ -73,38 +85,59 @@ PHIQUANT_INLINE void scan_bend(const ScanTable& table, const Group& group, int s
   for (int i = 0; i < 2; i++) {
     out->index[at[i]] = sum_parts(index[i]);
     out->deepest[at[i]] = sum_parts(deepest[i]);
+    if (priced != Priced::kNone) out->bits[at[i]] = to_float(bits[i]);
     out->doubtful[at[i]] = static_cast<float>(
         __builtin_popcount(lanes_of(furthest[i] > splat(table.certain))));
   }
 }
 
-template <int deviation_bits, bool weighted>
+template <int deviation_bits, bool weighted, Priced priced = Priced::kNone>
 static void scan_group(const PhiSearch& search, const Group& group, const Candidates& candidates,
                        Scan* out) {
-  const int size = search.layout.group_size;
+  // The long end reaches further than the short one: of the same two ends, the sign whose long end
+  // holds the larger has the smaller scale, on every bend.
+  const int swapped = group.below > group.above ? 1 : 0;
   for (int bend = 0; bend < kBendCount; bend++) {
-    const float* scale = candidates.scale + 2 * bend;
-    const int swapped = scale[1] < scale[0] ? 1 : 0;
-    const float ascending[2] = {scale[swapped], scale[1 - swapped]};
     const int at[2] = {2 * bend + swapped, 2 * bend + 1 - swapped};
-    scan_bend<deviation_bits, weighted>(search.scan[bend], group, size, ascending, at, out);
+    scan_bend<deviation_bits, weighted, priced>(search, group, candidates, at, out);
   }
 }
 
-PHIQUANT_INLINE void scan(const PhiSearch& search, const Group& group,
-                          const Candidates& candidates, Scan* out) {
-  const bool weighted = group.importance != nullptr;
-  switch (search.layout.deviation_bits) {
-    case 0:
-      return weighted ? scan_group<0, true>(search, group, candidates, out)
-                      : scan_group<0, false>(search, group, candidates, out);
-    case 2:
-      return weighted ? scan_group<2, true>(search, group, candidates, out)
-                      : scan_group<2, false>(search, group, candidates, out);
+template <int deviation_bits>
+PHIQUANT_INLINE void scan_priced(const PhiSearch& search, Dtype dtype, const Group& group,
+                                 const Candidates& candidates, Scan* out) {
+  switch (dtype) {
+    case Dtype::kFloat32:
+      return scan_group<deviation_bits, false, Priced::kFloat32>(search, group, candidates, out);
+    case Dtype::kBFloat16:
+      return scan_group<deviation_bits, false, Priced::kBFloat16>(search, group, candidates, out);
     default:
-      return weighted ? scan_group<4, true>(search, group, candidates, out)
-                      : scan_group<4, false>(search, group, candidates, out);
+      return scan_group<deviation_bits, false, Priced::kFloat16>(search, group, candidates, out);
   }
+}
+
+template <int deviation_bits>
+PHIQUANT_INLINE void scan_lossy(const PhiSearch& search, const Group& group,
+                                const Candidates& candidates, Scan* out) {
+  return group.importance == nullptr
+             ? scan_group<deviation_bits, false>(search, group, candidates, out)
+             : scan_group<deviation_bits, true>(search, group, candidates, out);
+}
+
+PHIQUANT_INLINE bool is_priced(const EncodeTask& task) {
+  return task.prices != nullptr && task.fit == Fit::kJoint;
+}
+
+PHIQUANT_INLINE void scan(const PhiSearch& search, const EncodeTask& task, const Group& group,
+                          const Candidates& candidates, Scan* out) {
+  const int bits = task.layout.deviation_bits;
+  if (is_priced(task)) {
+    return bits == 2 ? scan_priced<2>(search, task.dtype, group, candidates, out)
+                     : scan_priced<4>(search, task.dtype, group, candidates, out);
+  }
+  return bits == 0   ? scan_lossy<0>(search, group, candidates, out)
+         : bits == 2 ? scan_lossy<2>(search, group, candidates, out)
+                     : scan_lossy<4>(search, group, candidates, out);
 }
 
 // The sums over the lanes of kLanes vectors, one a lane.
@@ -135,13 +168,36 @@ PHIQUANT_INLINE Range range_of(vf sum, vf slip, float slack) {
   return {maximum(sum - away, vf{}), sum + away};
 }
 
+// What remainders multiply scores by, relative to the candidate with the fewest bits. Beyond 2^90
+// no candidate has a chance: sums lie within 2^-18 and 2^8, and three are multiplied.
+PHIQUANT_INLINE void price_scores(const EncodeTask& task, const Scan& scanned, float* factors) {
+  alignas(64) float powers[kSegments];
+  for (int i = 0; i < kSegments; i++) powers[i] = static_cast<float>(task.prices[i]);
+  vf fewest = splat(kLargestFloat);
+  for (int at = 0; at < kCandidates; at += kLanes) {
+    const vf bits = sums_of(scanned.bits + at);
+    store(factors + at, bits);
+    fewest = minimum(fewest, bits);
+  }
+  const vf least = splat(-lanes_maximum(-fewest));
+  for (int at = 0; at < kCandidates; at += kLanes) {
+    const vi units = truncate(load<vf>(factors + at) - least) * task.price;
+    const vi kept = units > 90 * 32 ? splat(90 * 32) : units;
+    store(factors + at, lookup(powers, kept & 31) * (vf)((127 + (kept >> 5)) << 23));
+  }
+}
+
 // Scores' bounds, in units of the first candidate's scale.
-PHIQUANT_INLINE void bound_scores(const PhiSearch& search, const Group& group, Fit fit,
+PHIQUANT_INLINE void bound_scores(const PhiSearch& search, const EncodeTask& task, const Group& group,
                                   const Candidates& candidates, const Scan& scanned, Bounds* out) {
+  const Fit fit = task.fit;
+  const bool priced = is_priced(task);
   const float heaviest = group.importance == nullptr ? 1.0f : 2.0f;
   const float slips = static_cast<float>(search.layout.group_size / kLanes) * heaviest;
   const float slack = kScanSlack * static_cast<float>(search.layout.group_size) * heaviest;
-  const float unit = 1.0f / candidates.scale[0];
+  const float unit = candidates.reciprocal[0];
+  alignas(64) float factors[kCandidates];
+  if (priced) price_scores(task, scanned, factors);
   for (int at = 0; at < kCandidates; at += kLanes) {
     const vf doubtful = load<vf>(scanned.doubtful + at) * slips;
     const vf scale = load<vf>(candidates.scale + at) * unit, square = scale * scale;
@@ -157,13 +213,25 @@ PHIQUANT_INLINE void bound_scores(const PhiSearch& search, const Group& group, F
         range.high = range.high * (index.high * index.high) * (square * square);
       }
     }
-    store(out->low + at, range.low * square * (1 - kScanRounding));
-    store(out->high + at, range.high * square * (1 + kScanRounding));
+    range.low *= square * (1 - kScanRounding);
+    range.high *= square * (1 + kScanRounding);
+    if (priced) {
+      // A weight in doubt may have any number of bits.
+      const vi in_doubt = doubtful > 0.0f;
+      range.low = in_doubt ? vf{} : range.low * load<vf>(factors + at);
+      range.high = in_doubt ? splat(kLargestFloat) : range.high * load<vf>(factors + at);
+    }
+    store(out->low + at, range.low);
+    store(out->high + at, range.high);
   }
 }
 
 // The candidates, as bits, whose score may be the smallest.
-PHIQUANT_INLINE uint32_t possible(const Bounds& bounds) {
+PHIQUANT_INLINE uint32_t contenders(const PhiSearch& search, const EncodeTask& task,
+                                    const Group& group, const Candidates& candidates,
+                                    const Scan& scanned) {
+  Bounds bounds;
+  bound_scores(search, task, group, candidates, scanned, &bounds);
   vf least = load<vf>(bounds.high);
   for (int at = kLanes; at < kCandidates; at += kLanes)
     least = minimum(least, load<vf>(bounds.high + at));

@@ -20,10 +20,14 @@ struct Group {
 
 struct Candidates {
   alignas(64) float scale[kCandidates];      // positive
+  alignas(64) float reciprocal[kCandidates];
   alignas(64) int32_t word[kCandidates];     // magnitude bits, without sign and bend
   alignas(64) int32_t covered[kCandidates];  // whether every weight is inside of the grid
   bool all_covered;
 };
+
+// Which dtype's remainders have a price, if any.
+enum class Priced { kFloat32, kBFloat16, kFloat16, kNone };
 
 // Of one candidate word: sums of squared errors of both tiers, and bits of remainders.
 struct Errors {
@@ -132,6 +136,7 @@ PHIQUANT_INLINE void smallest_words(const PhiSearch& search, const Group& group,
     rounded = minimum((vf)((vi)rounded - (short_by_one << 16)), splat(kLargest));
     const vf scale = rounded * unit;
     store(out->scale + i, scale);
+    store(out->reciprocal + i, 1.0f / scale);
     const vi inside = (scale * top >= long_end) & (scale * bottom >= short_end);
     covered &= inside;
     store(out->covered + i, inside);
@@ -146,8 +151,11 @@ PHIQUANT_INLINE void prepare_group(const PhiSearch& search, Group* group, Candid
   smallest_words(search, *group, candidates);
   const float largest = group->above > group->below ? group->above : group->below;
   // Errors are no larger than a weight or a scale; scales may be far above the weights.
-  float reach = largest;
-  for (const float scale : candidates->scale) reach = scale > reach ? scale : reach;
+  vf scale = load<vf>(candidates->scale);
+  for (int i = kLanes; i < kCandidates; i += kLanes)
+    scale = maximum(scale, load<vf>(candidates->scale + i));
+  const float largest_scale = lanes_maximum(scale);
+  const float reach = largest > largest_scale ? largest : largest_scale;
   group->plain = largest >= 0x1p-30f && reach <= 0x1p30f;
   group->unit = group->plain ? 1.0f : normaliser(reach);
   // A magnitude below 1/2 sub-cell of every candidate, and not so near to 0 as an edge may be.
