@@ -31,31 +31,52 @@ PHIQUANT_INLINE vf sum_parts(const vf parts[kParts]) {
   return sum;
 }
 
+// The bits of remainders in sub-cells of these numbers. In a loop of its own: a processor sees more
+// of its short chains at once than of long ones.
+template <Priced priced>
+PHIQUANT_INLINE vf scan_bits(const PhiSearch& search, const Group& group,
+                             const Candidates& candidates, int candidate, const float* number) {
+  constexpr Dtype stored = static_cast<Dtype>(priced);
+  const float line = search.curve.line[candidate / 2], cubic = search.curve.cubic[candidate / 2];
+  const Steps steps = Steps::of(search.layout, line, cubic);
+  const vi turned = vi{} - (candidate & 1);
+  vi bits{};
+  for (int at = 0; at < search.layout.group_size; at += kLanes) {
+    const vi below = load<vi>(group.weight + at) >> 31 ^ turned;
+    const Subcells cells = phi_subcells<stored>(steps, load<vf>(number + at), below, vi{},
+                                                candidates.scale[candidate]);
+    bits += bit_length(cells.spare) & load<vi>(group.counted + at);
+  }
+  return to_float(bits);
+}
+
 // Both signs of one bend: the candidates `at`, the first of which has the smaller scale. It says
 // which segment's cubic both use.
 template <int deviation_bits, bool weighted, Priced priced>
 PHIQUANT_INLINE void scan_bend(const PhiSearch& search, const Group& group,
                                const Candidates& candidates, const int at[2], Scan* out) {
+  // Bits of remainders are known only where sub-cells are certain, which two cubics make likelier.
+  constexpr bool shared = priced == Priced::kNone;
   constexpr float kMagic = 0x1.8p23f;  // a sum with it has no fraction; its low bits are the integer
   vf index[2][kParts]{}, deepest[2][kParts]{}, furthest[2]{};
-  vi bits[2]{};
-  const int bend = at[0] / 2;
-  const ScanTable& table = search.scan[bend];
-  const Steps steps = Steps::of(search.layout, search.curve.line[bend], search.curve.cubic[bend]);
+  alignas(64) float number[2][kLargestGroup];
+  const ScanTable& table = search.scan[at[0] / 2];
   const float reciprocal[2] = {candidates.reciprocal[at[0]], candidates.reciprocal[at[1]]};
   for (int base = 0; base < search.layout.group_size; base += kSumLanes) {
     for (int part = 0; part < kParts; part++) {
       const int here = base + part * kLanes;
       const vf weight = load<vf>(group.size + here), guess = load<vf>(group.guess + here);
       vf t[2], position[2];
+      vi place[2];
       for (int i = 0; i < 2; i++)
         t[i] = multiply_add(guess, splat(reciprocal[i]), splat(table.offset));
-      const vi place = (vi)t[0] >> kScanShift;
-      const vf highest = lookup(table.coefficient[kScanDegree], place);
-      position[0] = position[1] = highest;
+      for (int i = 0; i < 2; i++) place[i] = (vi)t[shared ? 0 : i] >> kScanShift;
+      for (int i = 0; i < 2; i++) position[i] = lookup(table.coefficient[kScanDegree], place[i]);
       for (int power = kScanDegree - 1; power >= 0; power--) {
-        const vf coefficient = lookup(table.coefficient[power], place);
-        for (int i = 0; i < 2; i++) position[i] = multiply_add(position[i], t[i], coefficient);
+        for (int i = 0; i < 2; i++) {
+          const vf coefficient = lookup(table.coefficient[power], place[i]);
+          position[i] = multiply_add(position[i], t[i], coefficient);
+        }
       }
       for (int i = 0; i < 2; i++) {
         const vf shifted = position[i] + splat(kMagic), n = shifted - splat(kMagic);
@@ -66,13 +87,7 @@ PHIQUANT_INLINE void scan_bend(const PhiSearch& search, const Group& group,
         const vf error = multiply_add(weight, splat(-reciprocal[i]), level);
         const vf counted = weighted ? error * load<vf>(group.importance + here) : error;
         deepest[i][part] = multiply_add(error, counted, deepest[i][part]);
-        if constexpr (priced != Priced::kNone) {
-          const vi number = (vi)shifted - (vi)splat(kMagic), odd = splat(at[i]) << 31 >> 31;
-          const Sides sides{number, load<vi>(group.weight + here) >> 31 ^ odd, vi{}};
-          constexpr Dtype stored = static_cast<Dtype>(priced);
-          const vi spare = phi_subcells<stored>(steps, sides, candidates.scale[at[i]]).spare;
-          bits[i] += bit_length(spare) & load<vi>(group.counted + here);
-        }
+        if (priced != Priced::kNone) store(number[i] + here, n);
         if constexpr (deviation_bits > 0) {
           const vf cell = lookup(table.level, (vi)shifted >> (deviation_bits - 1));
           const vf off = multiply_add(weight, splat(-reciprocal[i]), cell);
@@ -85,7 +100,9 @@ PHIQUANT_INLINE void scan_bend(const PhiSearch& search, const Group& group,
   for (int i = 0; i < 2; i++) {
     out->index[at[i]] = sum_parts(index[i]);
     out->deepest[at[i]] = sum_parts(deepest[i]);
-    if (priced != Priced::kNone) out->bits[at[i]] = to_float(bits[i]);
+    if constexpr (priced != Priced::kNone) {
+      out->bits[at[i]] = scan_bits<priced>(search, group, candidates, at[i], number[i]);
+    }
     out->doubtful[at[i]] = static_cast<float>(
         __builtin_popcount(lanes_of(furthest[i] > splat(table.certain))));
   }
@@ -170,20 +187,29 @@ PHIQUANT_INLINE Range range_of(vf sum, vf slip, float slack) {
 
 // What remainders multiply scores by, relative to the candidate with the fewest bits. Beyond 2^90
 // no candidate has a chance: sums lie within 2^-18 and 2^8, and three are multiplied.
-PHIQUANT_INLINE void price_scores(const EncodeTask& task, const Scan& scanned, float* factors) {
+// `doubtful` weights may have any number of bits.
+PHIQUANT_INLINE void price_scores(const EncodeTask& task, const Scan& scanned,
+                                  const float* doubtful, Bounds* factors) {
+  constexpr int32_t kFurthest = 90 * 32;
+  const float widest = task.dtype == Dtype::kFloat32 ? 32 : 16;
   alignas(64) float powers[kSegments];
   for (int i = 0; i < kSegments; i++) powers[i] = static_cast<float>(task.prices[i]);
   vf fewest = splat(kLargestFloat);
   for (int at = 0; at < kCandidates; at += kLanes) {
     const vf bits = sums_of(scanned.bits + at);
-    store(factors + at, bits);
+    store(factors->low + at, bits);
     fewest = minimum(fewest, bits);
   }
   const vf least = splat(-lanes_maximum(-fewest));
   for (int at = 0; at < kCandidates; at += kLanes) {
-    const vi units = truncate(load<vf>(factors + at) - least) * task.price;
-    const vi kept = units > 90 * 32 ? splat(90 * 32) : units;
-    store(factors + at, lookup(powers, kept & 31) * (vf)((127 + (kept >> 5)) << 23));
+    const vf bits = load<vf>(factors->low + at) - least, away = load<vf>(doubtful + at) * widest;
+    const auto factor = [&](vf fewer) {
+      vi units = truncate(fewer) * task.price;
+      units = units > kFurthest ? splat(kFurthest) : units < -kFurthest ? splat(-kFurthest) : units;
+      return lookup(powers, units & 31) * (vf)((127 + (units >> 5)) << 23);
+    };
+    store(factors->low + at, factor(bits - away));
+    store(factors->high + at, factor(bits + away));
   }
 }
 
@@ -196,10 +222,13 @@ PHIQUANT_INLINE void bound_scores(const PhiSearch& search, const EncodeTask& tas
   const float slips = static_cast<float>(search.layout.group_size / kLanes) * heaviest;
   const float slack = kScanSlack * static_cast<float>(search.layout.group_size) * heaviest;
   const float unit = candidates.reciprocal[0];
-  alignas(64) float factors[kCandidates];
-  if (priced) price_scores(task, scanned, factors);
+  alignas(64) float doubtful_of[kCandidates];
+  for (int at = 0; at < kCandidates; at += kLanes)
+    store(doubtful_of + at, load<vf>(scanned.doubtful + at) * slips);
+  Bounds factors;
+  if (priced) price_scores(task, scanned, doubtful_of, &factors);
   for (int at = 0; at < kCandidates; at += kLanes) {
-    const vf doubtful = load<vf>(scanned.doubtful + at) * slips;
+    const vf doubtful = load<vf>(doubtful_of + at);
     const vf scale = load<vf>(candidates.scale + at) * unit, square = scale * scale;
     Range range = range_of(sums_of(scanned.deepest + at),
                            doubtful * load<vf>(search.deepest_slip + at), slack);
@@ -216,10 +245,8 @@ PHIQUANT_INLINE void bound_scores(const PhiSearch& search, const EncodeTask& tas
     range.low *= square * (1 - kScanRounding);
     range.high *= square * (1 + kScanRounding);
     if (priced) {
-      // A weight in doubt may have any number of bits.
-      const vi in_doubt = doubtful > 0.0f;
-      range.low = in_doubt ? vf{} : range.low * load<vf>(factors + at);
-      range.high = in_doubt ? splat(kLargestFloat) : range.high * load<vf>(factors + at);
+      range.low *= load<vf>(factors.low + at);
+      range.high *= load<vf>(factors.high + at);
     }
     store(out->low + at, range.low);
     store(out->high + at, range.high);

@@ -3,6 +3,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <tuple>
 #include <utility>
 
 #include "inverse.h"
@@ -19,6 +20,7 @@ constexpr int kSamples = 32;      // of a segment, where its cubic is compared w
 struct Cut {
   double bend;
   int half, bits;
+  bool shared;  // by the scales of both signs
 
   double position_scale() const { return half << bits; }
   double value(double cell) const {
@@ -27,7 +29,7 @@ struct Cut {
   }
   double top() const { return value(half + 0.125); }
   // The most by which one sign's scale exceeds the other's: rounded to 7 mantissa bits.
-  double ratio() const { return top() / value(half - 0.5) * 1.008; }
+  double ratio() const { return shared ? top() / value(half - 0.5) * 1.008 : 1; }
 };
 
 // The first segment's border from which 32 segments reach the largest t.
@@ -132,18 +134,18 @@ bool build(const Cut& cut, ScanTable* table) {
 
 }  // namespace
 
-const ScanTable* scan_tables(const Layout& layout) {
+const ScanTable* scan_tables(const Layout& layout, bool shared) {
   static std::mutex mutex;
-  static std::map<std::pair<int, int>, std::unique_ptr<ScanTable[]>> cache;
+  static std::map<std::tuple<int, int, bool>, std::unique_ptr<ScanTable[]>> cache;
   // Half cells are found in one register look-up.
   if (2 * half_of(layout) + 1 > kSegments) return nullptr;
   const std::lock_guard<std::mutex> lock(mutex);
-  const auto key = std::pair{layout.index_bits, layout.deviation_bits};
+  const auto key = std::tuple{layout.index_bits, layout.deviation_bits, shared};
   const auto found = cache.find(key);
   if (found != cache.end()) return found->second.get();
   auto tables = std::make_unique<ScanTable[]>(kBendCount);
   for (int bend = 0; bend < kBendCount; bend++) {
-    if (!build({kBends[bend], half_of(layout), layout.deviation_bits}, &tables[bend])) {
+    if (!build({kBends[bend], half_of(layout), layout.deviation_bits, shared}, &tables[bend])) {
       tables.reset();
       break;
     }

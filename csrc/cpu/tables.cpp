@@ -111,7 +111,7 @@ const double* thirty_second_powers() {
   return powers.data();
 }
 
-SearchTables::SearchTables(const Layout& layout) {
+SearchTables::SearchTables(const Layout& layout, bool priced) {
   const int bits = layout.index_bits;
   const float half = static_cast<float>(half_of(layout));
   const bool phi = layout.grid == GridName::kPhi;
@@ -122,7 +122,7 @@ SearchTables::SearchTables(const Layout& layout) {
   }
   if (phi) {
     inverse = inverses(layout);
-    scan = scan_tables(layout);
+    scan = scan_tables(layout, !priced);
     return;
   }
   edges = golden_edges(layout).data();

@@ -18,8 +18,8 @@ const std::vector<float>& golden_edges(const Layout& layout);
 const double* thirty_second_powers();
 
 // What the first pass over candidates reads, one a bend; null where it is not worth it (scan.h).
-// Computed once a process and layout.
-const ScanTable* scan_tables(const Layout& layout);
+// Computed once a process and layout. `shared`: the scales of both signs use one segment's cubic.
+const ScanTable* scan_tables(const Layout& layout, bool shared);
 
 // What encoding needs besides the weight.
 struct SearchTables {
@@ -30,7 +30,7 @@ struct SearchTables {
   const float* levels = nullptr;
   const float* index_levels = nullptr;
 
-  explicit SearchTables(const Layout& layout);
+  SearchTables(const Layout& layout, bool priced);
 };
 
 }  // namespace phiquant::cpu
