@@ -78,14 +78,15 @@ PHIQUANT_INLINE vi find_codes(const PhiSearch& search, const Trial& trial, vf tu
 PHIQUANT_INLINE bool quick_codes(const PhiSearch& search, const Group& group, const Trial& trial,
                                  int32_t* codes) {
   const float reciprocal = 1.0f / trial.scale;
-  const int32_t mirrored = search.layout.deviation_bits == 0 ? 0 : -1;
+  // Below zero the number of a sub-cell is mirrored, that of a cell around zero is negated.
+  const int32_t negated = search.layout.deviation_bits == 0 ? -1 : 0;
   const vi turned = vi{} - (trial.negative ? 1 : 0), last = splat(search.last_code);
   vf furthest{};
   for (int at = 0; at < search.layout.group_size; at += kLanes) {
     const vf place = estimate(*trial.inverse, load<vf>(group.guess + at), reciprocal);
     const vi n = truncate(place), below = load<vi>(group.weight + at) >> 31 ^ turned;
     furthest = larger_size(furthest, place - (to_float(n) + 0.5f));
-    const vi code = search.zero_code + ((n ^ below) - (below & (mirrored + 1)));
+    const vi code = search.zero_code + ((n ^ below) - (below & negated));
     store(codes + at, code < 0 ? vi{} : code > last ? last : code);
   }
   return !any(furthest > 0.5f - search.near_edge);
