@@ -90,7 +90,8 @@ static bool encode_row(const EncodeTask& task, const PhiSearch& search, int64_t 
       if (!load_work(task, search, row, column, count_of(i), work + i)) return false;
     }
     for (int64_t i = 0; i < many; i++) {
-      if (work[i].scannable) scan(search, task, work[i].group, work[i].candidates, &work[i].scanned);
+      if (work[i].scannable)
+        scan(search, task, work[i].group, work[i].candidates, &work[i].scanned);
     }
     for (int64_t i = 0; i < many; i++) {
       const int16_t word = layout.grid == GridName::kPhi

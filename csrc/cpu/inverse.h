@@ -9,8 +9,7 @@ namespace phiquant::cpu {
 inline double inverse_of(double level, double bend) {
   double q = 1.5;  // above every root, so that Newton descends
   for (int i = 0; i < 60; i++) {
-    const double step =
-        ((1 - bend) * q + bend * q * q * q - level) / (1 - bend + 3 * bend * q * q);
+    const double step = ((1 - bend) * q + bend * q * q * q - level) / (1 - bend + 3 * bend * q * q);
     q -= step;
     if (std::fabs(step) < 1e-15) break;
   }

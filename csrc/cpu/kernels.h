@@ -80,18 +80,19 @@ struct Inverse {
 };
 
 // What the first pass over the candidates of one bend reads (scan.h). A cubic of t = y + offset in
-// each of 32 segments, eight an octave of t, gives a position in sub-cells, less 1/2 with deviation.
+// each of 32 segments, eight an octave of t, gives a position in sub-cells, less 1/2 with
+// deviation.
 inline constexpr int kScanDegree = 3;
 inline constexpr int kScanShift = 20;
 inline constexpr double kScanDoubt = 0.01;  // sub-cells; a position is never less certain
 struct ScanTable {
   alignas(64) float coefficient[kScanDegree + 1][kSegments];  // in powers of t, lowest first
   alignas(64) float level[kSegments];                         // index levels, by half cells
-  float at_centre[4];   // the level of sub-cell n's centre in powers of n, lowest first
-  float offset;         // no octave of t begins twice
-  float certain;        // a position no further than this from a sub-cell's centre is in it
-  float index_slip;     // how much a squared error may change where a weight is taken for one of
-  float deepest_slip;   // the next sub-cell because its position was not certain
+  float at_centre[4];  // the level of sub-cell n's centre in powers of n, lowest first
+  float offset;        // no octave of t begins twice
+  float certain;       // a position no further than this from a sub-cell's centre is in it
+  float index_slip;    // how much a squared error may change where a weight is taken for one of
+  float deepest_slip;  // the next sub-cell because its position was not certain
 };
 
 struct EncodeTask {

@@ -1,6 +1,5 @@
-// A first pass over all candidates of a group: bounds of their scores from cheap estimates. The
-// candidates that may be the best are left to exact scoring (score.h), so that the choice does not
-// depend on how an instruction set rounds here.
+// A first pass over all candidates of a group: estimates of their errors, which bounds.h turns into
+// bounds of their scores.
 //
 // Data contract: magnitudes of an ordinary group that every candidate covers. A vector of weights
 // takes 39 instructions for both signs of a bend (AVX-512): a shift and four look-ups shared, 8 for
@@ -20,19 +19,14 @@ struct Scan {
   alignas(64) float doubtful[kCandidates];  // how many lanes hold weights near an edge
 };
 
-struct Bounds {
-  alignas(64) float low[kCandidates];
-  alignas(64) float high[kCandidates];
-};
-
 PHIQUANT_INLINE vf sum_parts(const vf parts[kParts]) {
   vf sum = parts[0];
   for (int i = 1; i < kParts; i++) sum += parts[i];
   return sum;
 }
 
-// The bits of remainders in sub-cells of these numbers. In a loop of its own: a processor sees more
-// of its short chains at once than of long ones.
+// The bits of remainders in sub-cells of these numbers; no weight is padding. In a loop of its own:
+// a processor sees more of its short chains at once than of long ones.
 template <Priced priced>
 PHIQUANT_INLINE vf scan_bits(const PhiSearch& search, const Group& group,
                              const Candidates& candidates, int candidate, const float* number) {
@@ -45,19 +39,37 @@ PHIQUANT_INLINE vf scan_bits(const PhiSearch& search, const Group& group,
     const vi below = load<vi>(group.weight + at) >> 31 ^ turned;
     const Subcells cells = phi_subcells<stored>(steps, load<vf>(number + at), below, vi{},
                                                 candidates.scale[candidate]);
-    bits += bit_length(cells.spare) & load<vi>(group.counted + at);
+    bits += bit_length(cells.spare);
   }
   return to_float(bits);
 }
 
-// Both signs of one bend: the candidates `at`, the first of which has the smaller scale. It says
-// which segment's cubic both use.
+// Estimated positions for two scales, in the units of ScanTable. `shared`: the segment of the first
+// and smaller scale says which cubic both use.
+template <bool shared>
+PHIQUANT_INLINE void find_positions(const ScanTable& table, vf size, const float reciprocal[2],
+                                    vf position[2]) {
+  vf t[2];
+  vi place[2];
+  for (int i = 0; i < 2; i++) t[i] = multiply_add(size, splat(reciprocal[i]), splat(table.offset));
+  for (int i = 0; i < 2; i++) place[i] = (vi)t[shared ? 0 : i] >> kScanShift;
+  for (int i = 0; i < 2; i++) position[i] = lookup(table.coefficient[kScanDegree], place[i]);
+  for (int power = kScanDegree - 1; power >= 0; power--) {
+    for (int i = 0; i < 2; i++) {
+      const vf coefficient = lookup(table.coefficient[power], place[i]);
+      position[i] = multiply_add(position[i], t[i], coefficient);
+    }
+  }
+}
+
+// Both signs of one bend: the candidates `at`, the first of which has the smaller scale.
 template <int deviation_bits, bool weighted, Priced priced>
 PHIQUANT_INLINE void scan_bend(const PhiSearch& search, const Group& group,
                                const Candidates& candidates, const int at[2], Scan* out) {
   // Bits of remainders are known only where sub-cells are certain, which two cubics make likelier.
   constexpr bool shared = priced == Priced::kNone;
-  constexpr float kMagic = 0x1.8p23f;  // a sum with it has no fraction; its low bits are the integer
+  constexpr float kMagic =
+      0x1.8p23f;  // a sum with it has no fraction; its low bits are the integer
   vf index[2][kParts]{}, deepest[2][kParts]{}, furthest[2]{};
   alignas(64) float number[2][kLargestGroup];
   const ScanTable& table = search.scan[at[0] / 2];
@@ -66,18 +78,8 @@ PHIQUANT_INLINE void scan_bend(const PhiSearch& search, const Group& group,
     for (int part = 0; part < kParts; part++) {
       const int here = base + part * kLanes;
       const vf weight = load<vf>(group.size + here), guess = load<vf>(group.guess + here);
-      vf t[2], position[2];
-      vi place[2];
-      for (int i = 0; i < 2; i++)
-        t[i] = multiply_add(guess, splat(reciprocal[i]), splat(table.offset));
-      for (int i = 0; i < 2; i++) place[i] = (vi)t[shared ? 0 : i] >> kScanShift;
-      for (int i = 0; i < 2; i++) position[i] = lookup(table.coefficient[kScanDegree], place[i]);
-      for (int power = kScanDegree - 1; power >= 0; power--) {
-        for (int i = 0; i < 2; i++) {
-          const vf coefficient = lookup(table.coefficient[power], place[i]);
-          position[i] = multiply_add(position[i], t[i], coefficient);
-        }
-      }
+      vf position[2];
+      find_positions<shared>(table, guess, reciprocal, position);
       for (int i = 0; i < 2; i++) {
         const vf shifted = position[i] + splat(kMagic), n = shifted - splat(kMagic);
         furthest[i] = larger_size(furthest[i], position[i] - n);
@@ -103,8 +105,8 @@ PHIQUANT_INLINE void scan_bend(const PhiSearch& search, const Group& group,
     if constexpr (priced != Priced::kNone) {
       out->bits[at[i]] = scan_bits<priced>(search, group, candidates, at[i], number[i]);
     }
-    out->doubtful[at[i]] = static_cast<float>(
-        __builtin_popcount(lanes_of(furthest[i] > splat(table.certain))));
+    out->doubtful[at[i]] =
+        static_cast<float>(__builtin_popcount(lanes_of(furthest[i] > splat(table.certain))));
   }
 }
 
@@ -155,118 +157,6 @@ PHIQUANT_INLINE void scan(const PhiSearch& search, const EncodeTask& task, const
   return bits == 0   ? scan_lossy<0>(search, group, candidates, out)
          : bits == 2 ? scan_lossy<2>(search, group, candidates, out)
                      : scan_lossy<4>(search, group, candidates, out);
-}
-
-// The sums over the lanes of kLanes vectors, one a lane.
-PHIQUANT_INLINE vf sums_of(const vf* vectors) {
-  vf sum[kLanes];
-  for (int i = 0; i < kLanes; i++) sum[i] = vectors[i];
-  for (int left = kLanes / 2; left > 0; left /= 2) {
-    for (int i = 0; i < left; i++) sum[i] = pair_sums(sum[2 * i], sum[2 * i + 1]);
-  }
-  return sum[0];
-}
-
-// A sum of squared errors is off by no more than this share of itself, and this times the number
-// of weights (and the largest importance): an error is off by less than 2^-20 of a level below 1.2
-// in fp32, here and in exact scoring, and 2 |a| |b| <= share a^2 + b^2 / share.
-inline constexpr float kScanShare = 0x1p-11f;
-inline constexpr float kScanSlack = 0x1p-40f * 0x1p11f * 1.44f * 4;
-// Scores are products of three sums in fp32.
-inline constexpr float kScanRounding = 0x1p-18f;
-
-// What a candidate's sum of squared errors is at least and at most.
-struct Range {
-  vf low, high;
-};
-
-PHIQUANT_INLINE Range range_of(vf sum, vf slip, float slack) {
-  const vf away = sum * kScanShare + slip + slack;
-  return {maximum(sum - away, vf{}), sum + away};
-}
-
-// What remainders multiply scores by, relative to the candidate with the fewest bits. Beyond 2^90
-// no candidate has a chance: sums lie within 2^-18 and 2^8, and three are multiplied.
-// `doubtful` weights may have any number of bits.
-PHIQUANT_INLINE void price_scores(const EncodeTask& task, const Scan& scanned,
-                                  const float* doubtful, Bounds* factors) {
-  constexpr int32_t kFurthest = 90 * 32;
-  const float widest = task.dtype == Dtype::kFloat32 ? 32 : 16;
-  alignas(64) float powers[kSegments];
-  for (int i = 0; i < kSegments; i++) powers[i] = static_cast<float>(task.prices[i]);
-  vf fewest = splat(kLargestFloat);
-  for (int at = 0; at < kCandidates; at += kLanes) {
-    const vf bits = sums_of(scanned.bits + at);
-    store(factors->low + at, bits);
-    fewest = minimum(fewest, bits);
-  }
-  const vf least = splat(-lanes_maximum(-fewest));
-  for (int at = 0; at < kCandidates; at += kLanes) {
-    const vf bits = load<vf>(factors->low + at) - least, away = load<vf>(doubtful + at) * widest;
-    const auto factor = [&](vf fewer) {
-      vi units = truncate(fewer) * task.price;
-      units = units > kFurthest ? splat(kFurthest) : units < -kFurthest ? splat(-kFurthest) : units;
-      return lookup(powers, units & 31) * (vf)((127 + (units >> 5)) << 23);
-    };
-    store(factors->low + at, factor(bits - away));
-    store(factors->high + at, factor(bits + away));
-  }
-}
-
-// Scores' bounds, in units of the first candidate's scale.
-PHIQUANT_INLINE void bound_scores(const PhiSearch& search, const EncodeTask& task, const Group& group,
-                                  const Candidates& candidates, const Scan& scanned, Bounds* out) {
-  const Fit fit = task.fit;
-  const bool priced = is_priced(task);
-  const float heaviest = group.importance == nullptr ? 1.0f : 2.0f;
-  const float slips = static_cast<float>(search.layout.group_size / kLanes) * heaviest;
-  const float slack = kScanSlack * static_cast<float>(search.layout.group_size) * heaviest;
-  const float unit = candidates.reciprocal[0];
-  alignas(64) float doubtful_of[kCandidates];
-  for (int at = 0; at < kCandidates; at += kLanes)
-    store(doubtful_of + at, load<vf>(scanned.doubtful + at) * slips);
-  Bounds factors;
-  if (priced) price_scores(task, scanned, doubtful_of, &factors);
-  for (int at = 0; at < kCandidates; at += kLanes) {
-    const vf doubtful = load<vf>(doubtful_of + at);
-    const vf scale = load<vf>(candidates.scale + at) * unit, square = scale * scale;
-    Range range = range_of(sums_of(scanned.deepest + at),
-                           doubtful * load<vf>(search.deepest_slip + at), slack);
-    if (search.layout.deviation_bits > 0 && fit != Fit::kDeviation) {
-      const Range index = range_of(sums_of(scanned.index + at),
-                                   doubtful * load<vf>(search.index_slip + at), slack);
-      if (fit == Fit::kIndex) {
-        range = index;
-      } else {
-        range.low = range.low * (index.low * index.low) * (square * square);
-        range.high = range.high * (index.high * index.high) * (square * square);
-      }
-    }
-    range.low *= square * (1 - kScanRounding);
-    range.high *= square * (1 + kScanRounding);
-    if (priced) {
-      range.low *= load<vf>(factors.low + at);
-      range.high *= load<vf>(factors.high + at);
-    }
-    store(out->low + at, range.low);
-    store(out->high + at, range.high);
-  }
-}
-
-// The candidates, as bits, whose score may be the smallest.
-PHIQUANT_INLINE uint32_t contenders(const PhiSearch& search, const EncodeTask& task,
-                                    const Group& group, const Candidates& candidates,
-                                    const Scan& scanned) {
-  Bounds bounds;
-  bound_scores(search, task, group, candidates, scanned, &bounds);
-  vf least = load<vf>(bounds.high);
-  for (int at = kLanes; at < kCandidates; at += kLanes)
-    least = minimum(least, load<vf>(bounds.high + at));
-  const vf limit = splat(-lanes_maximum(-least));
-  uint32_t found = 0;
-  for (int at = 0; at < kCandidates; at += kLanes)
-    found |= lanes_of(load<vf>(bounds.low + at) <= limit) << at;
-  return found;
 }
 
 }  // namespace phiquant::cpu::PHIQUANT_ISA

@@ -19,7 +19,7 @@ struct Group {
 };
 
 struct Candidates {
-  alignas(64) float scale[kCandidates];      // positive
+  alignas(64) float scale[kCandidates];  // positive
   alignas(64) float reciprocal[kCandidates];
   alignas(64) int32_t word[kCandidates];     // magnitude bits, without sign and bend
   alignas(64) int32_t covered[kCandidates];  // whether every weight is inside of the grid
