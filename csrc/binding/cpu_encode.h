@@ -83,7 +83,7 @@ inline std::tuple<Tensor, Tensor, Tensor, Tensor> encode(Tensor weight, Optional
   const Fit kind = fit_of(fit, exact);
   const std::vector<float> weighted = group_importance(layout, importance);
   const Tensor source = torch::stable::contiguous(weight);
-  const SearchTables tables(layout);
+  const SearchTables tables(layout, exact && kind == Fit::kJoint);
   const auto plane = [&](int bits) {
     return new_tensor(with_last(leading, row_bytes(layout, bits)), ScalarType::Byte);
   };
@@ -96,6 +96,7 @@ inline std::tuple<Tensor, Tensor, Tensor, Tensor> encode(Tensor weight, Optional
                         source.const_data_ptr(),
                         weighted.empty() ? nullptr : weighted.data(),
                         tables.inverse.data(),
+                        tables.scan,
                         tables.levels,
                         tables.index_levels,
                         tables.edges,

@@ -52,8 +52,21 @@ PHIQUANT_INLINE void unpack(const uint8_t* plane, int count, uint8_t* codes) {
   }
 }
 
+// Bytes below 16 to nibbles, 32 at a time.
+PHIQUANT_INLINE void pack_nibbles(const uint8_t* codes, int count, uint8_t* plane) {
+  for (int i = 0; i < count; i += 32) {
+    const vb16 low = load<vb16>(codes + i), high = load<vb16>(codes + i + 16);
+    const vb16 even = __builtin_shufflevector(low, high, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22,
+                                              24, 26, 28, 30);
+    const vb16 odd = __builtin_shufflevector(low, high, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23,
+                                             25, 27, 29, 31);
+    store(plane + i / 2, even | odd << 4);
+  }
+}
+
 template <int bits>
 PHIQUANT_INLINE void pack(const uint8_t* codes, int count, uint8_t* plane) {
+  if constexpr (bits == 4) return pack_nibbles(codes, count, plane);
   for (int i = 0; i < count; i += 8) {
     uint64_t bytes;
     std::memcpy(&bytes, codes + i, 8);

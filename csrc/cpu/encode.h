@@ -1,88 +1,39 @@
 // Weights to planes: the best scale word of every group, then the codes.
 #pragma once
 
+#include "choose.h"
 #include "codes.h"
-#include "golden.h"
-#include "score.h"
 
 namespace phiquant::cpu::PHIQUANT_ISA {
 
-struct Choice {
-  int candidate;
-  double score;
+// Groups go through each step together, so that the steps' latencies overlap.
+inline constexpr int kBatch = 4;
+
+// A group on its way.
+struct Work {
+  Group group;
+  Candidates candidates;
+  Scan scanned;
+  bool scannable;
 };
 
-template <bool index, bool deepest, bool weighted, Priced priced>
-static int choose(const PhiSearch& search, const EncodeTask& task, const Group& group,
-                  const Candidates& candidates) {
-  Choice best{0, __builtin_inf()};
-  for (int i = 0; i < kCandidates; i++) {
-    const int bend = i / 2;
-    const Trial trial{search.curve.line[bend],
-                      search.curve.cubic[bend],
-                      search.inverse + bend,
-                      candidates.scale[i],
-                      (i & 1) != 0,
-                      group.plain && candidates.covered[i] != 0};
-    Errors errors;
-    if (!trial.plain ||
-        !quick_errors<index, deepest, weighted, priced>(search, group, trial, &errors)) {
-      errors = exact_errors<index, deepest, weighted, priced>(search, group, trial);
-    }
-    const double score = score_of<index, deepest>(task, errors);
-    if (score < best.score) best = {i, score};
-  }
-  return best.candidate;
-}
-
-template <bool index, bool deepest, Priced priced>
-PHIQUANT_INLINE int choose(const PhiSearch& search, const EncodeTask& task, const Group& group,
-                           const Candidates& candidates) {
-  return group.importance == nullptr
-             ? choose<index, deepest, false, priced>(search, task, group, candidates)
-             : choose<index, deepest, true, priced>(search, task, group, candidates);
-}
-
-PHIQUANT_INLINE int choose(const PhiSearch& search, const EncodeTask& task, const Group& group,
-                           const Candidates& candidates) {
-  if (task.fit == Fit::kIndex || search.layout.deviation_bits == 0) {
-    return choose<true, false, Priced::kNone>(search, task, group, candidates);
-  }
-  if (task.fit == Fit::kDeviation) {
-    return choose<false, true, Priced::kNone>(search, task, group, candidates);
-  }
-  if (task.prices == nullptr) {
-    return choose<true, true, Priced::kNone>(search, task, group, candidates);
-  }
-  switch (task.dtype) {
-    case Dtype::kFloat32:
-      return choose<true, true, Priced::kFloat32>(search, task, group, candidates);
-    case Dtype::kBFloat16:
-      return choose<true, true, Priced::kBFloat16>(search, task, group, candidates);
-    default:
-      return choose<true, true, Priced::kFloat16>(search, task, group, candidates);
-  }
-}
-
 // Codes of a group, and its scale word.
-static int16_t encode_phi(const PhiSearch& search, const EncodeTask& task, Group* group,
-                          int32_t* codes) {
-  Candidates candidates;
-  prepare_group(search, group, &candidates);
-  const int best = choose(search, task, *group, candidates);
-  const int bend = best / 2;
-  const bool negative = (best & 1) != 0;
-  const Trial trial{search.curve.line[bend],
-                    search.curve.cubic[bend],
-                    search.inverse + bend,
-                    candidates.scale[best],
-                    negative,
-                    group->plain && candidates.covered[best] != 0};
-  for (int at = 0; at < search.layout.group_size; at += kLanes) {
-    const vf weight = load<vf>(group->weight + at);
-    store(codes + at, find_codes(search, trial, negative ? -weight : weight));
+PHIQUANT_INLINE int16_t encode_phi(const PhiSearch& search, const EncodeTask& task,
+                                   const Work& work, int32_t* codes) {
+  const Group& group = work.group;
+  uint32_t among = kEveryCandidate;
+  if (work.scannable) among = contenders(search, task, group, work.candidates, work.scanned);
+  const int best = (among & (among - 1)) == 0 ? __builtin_ctz(among)
+                                              : choose(search, task, group, work.candidates, among);
+  const Trial trial = trial_of(search, group, work.candidates, best);
+  if (!trial.plain || !quick_codes(search, group, trial, codes)) {
+    for (int at = 0; at < search.layout.group_size; at += kLanes) {
+      const vf weight = load<vf>(group.weight + at);
+      store(codes + at, find_codes(search, trial, trial.negative ? -weight : weight));
+    }
   }
-  return static_cast<int16_t>(candidates.word[best] | (negative ? 0x8000 : 0) | bend);
+  return static_cast<int16_t>(work.candidates.word[best] | (trial.negative ? 0x8000 : 0) |
+                              best / 2);
 }
 
 PHIQUANT_INLINE void write_plane(uint8_t* plane, const Layout& layout, int64_t group, int bits,
@@ -107,21 +58,47 @@ PHIQUANT_INLINE void write_group(const EncodeTask& task, int64_t group, int64_t 
   task.scale[group] = word;
 }
 
+// False if a weight is not finite and may not be.
+PHIQUANT_INLINE bool load_work(const EncodeTask& task, const PhiSearch& search, int64_t row,
+                               int64_t column, int64_t count, Work* work) {
+  const Layout& layout = task.layout;
+  const int64_t width = size_of(task.dtype);
+  const uint8_t* from =
+      static_cast<const uint8_t*>(task.weight) + (row * layout.columns + column) * width;
+  const bool finite = load_group(layout, task.dtype, from, count, &work->group);
+  if (!finite && !task.exact) return false;
+  work->group.importance = task.importance == nullptr ? nullptr : task.importance + column;
+  prepare_group(search, &work->group, &work->candidates);
+  work->scannable = search.scan != nullptr && work->group.plain && work->candidates.all_covered &&
+                    (task.prices == nullptr || task.importance == nullptr);
+  return true;
+}
+
 static bool encode_row(const EncodeTask& task, const PhiSearch& search, int64_t row) {
   const Layout& layout = task.layout;
-  const int64_t groups = groups_of(layout), width = task.dtype == Dtype::kFloat32 ? 4 : 2;
-  const uint8_t* from = static_cast<const uint8_t*>(task.weight) + row * layout.columns * width;
-  Group group;
+  const int64_t groups = groups_of(layout);
+  Work work[kBatch];
   alignas(64) int32_t codes[kLargestGroup];
-  for (int64_t i = 0; i < groups; i++) {
-    const int64_t column = i * layout.group_size, rest = layout.columns - column;
-    const int64_t count = rest < layout.group_size ? rest : layout.group_size;
-    const bool finite = load_group(layout, task.dtype, from + column * width, count, &group);
-    if (!finite && !task.exact) return false;
-    group.importance = task.importance == nullptr ? nullptr : task.importance + column;
-    const int16_t word = layout.grid == GridName::kPhi ? encode_phi(search, task, &group, codes)
-                                                       : encode_golden(search, task, group, codes);
-    write_group(task, row * groups + i, count, word, codes);
+  for (int64_t first = 0; first < groups; first += kBatch) {
+    const int64_t rest = groups - first, many = rest < kBatch ? rest : kBatch;
+    const auto count_of = [&](int64_t i) {
+      const int64_t left = layout.columns - (first + i) * layout.group_size;
+      return left < layout.group_size ? left : layout.group_size;
+    };
+    for (int64_t i = 0; i < many; i++) {
+      const int64_t column = (first + i) * layout.group_size;
+      if (!load_work(task, search, row, column, count_of(i), work + i)) return false;
+    }
+    for (int64_t i = 0; i < many; i++) {
+      if (work[i].scannable)
+        scan(search, task, work[i].group, work[i].candidates, &work[i].scanned);
+    }
+    for (int64_t i = 0; i < many; i++) {
+      const int16_t word = layout.grid == GridName::kPhi
+                               ? encode_phi(search, task, work[i], codes)
+                               : encode_golden(task, work[i].group, work[i].candidates, codes);
+      write_group(task, row * groups + first + i, count_of(i), word, codes);
+    }
   }
   return true;
 }

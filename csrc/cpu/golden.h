@@ -76,11 +76,8 @@ PHIQUANT_INLINE Errors golden_codes(const EncodeTask& task, const Group& group, 
   return sum;
 }
 
-static int16_t encode_golden(const PhiSearch& search, const EncodeTask& task, const Group& loaded,
-                             int32_t* codes) {
-  Group group = loaded;
-  Candidates candidates;
-  prepare_group(search, &group, &candidates);
+static int16_t encode_golden(const EncodeTask& task, const Group& group,
+                             const Candidates& candidates, int32_t* codes) {
   const bool index_only = task.fit == Fit::kIndex || task.layout.deviation_bits == 0;
   double score[2];
   alignas(64) int32_t other[kLargestGroup];

@@ -80,6 +80,22 @@ struct Inverse {
   alignas(64) float coefficient[kDegree + 1][kSegments];
 };
 
+// What the first pass over the candidates of one bend reads (scan.h). A cubic of t = y + offset in
+// each of 32 segments, eight an octave of t, gives a position in sub-cells, less 1/2 with
+// deviation.
+inline constexpr int kScanDegree = 3;
+inline constexpr int kScanShift = 20;
+inline constexpr double kScanDoubt = 0.01;  // sub-cells; a position is never less certain
+struct ScanTable {
+  alignas(64) float coefficient[kScanDegree + 1][kSegments];  // in powers of t, lowest first
+  alignas(64) float level[kSegments];                         // index levels, by half cells
+  float at_centre[4];  // the level of sub-cell n's centre in powers of n, lowest first
+  float offset;        // no octave of t begins twice
+  float certain;       // a position no further than this from a sub-cell's centre is in it
+  float index_slip;    // how much a squared error may change where a weight is taken for one of
+  float deepest_slip;  // the next sub-cell because its position was not certain
+};
+
 struct EncodeTask {
   Layout layout;
   Fit fit;
@@ -87,6 +103,7 @@ struct EncodeTask {
   const void* weight;         // [rows, columns]
   const float* importance;    // [groups * group_size], 0 at padding, near 1 in a group; or null
   const Inverse* inverse;     // phi grid: one a bend, in units of sub-cells
+  const ScanTable* scan;      // phi grid: one a bend; or null
   const float* levels;        // golden grid: the level of every code,
   const float* index_levels;  // of every index,
   const float* edges;         // and the lower edge of every code

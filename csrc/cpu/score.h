@@ -73,6 +73,25 @@ PHIQUANT_INLINE vi find_codes(const PhiSearch& search, const Trial& trial, vf tu
   return code - up + down;
 }
 
+// The codes of all weights from estimates alone. False if one is so near to an edge that its
+// sub-cell is in doubt.
+PHIQUANT_INLINE bool quick_codes(const PhiSearch& search, const Group& group, const Trial& trial,
+                                 int32_t* codes) {
+  const float reciprocal = 1.0f / trial.scale;
+  // Below zero the number of a sub-cell is mirrored, that of a cell around zero is negated.
+  const int32_t negated = search.layout.deviation_bits == 0 ? -1 : 0;
+  const vi turned = vi{} - (trial.negative ? 1 : 0), last = splat(search.last_code);
+  vf furthest{};
+  for (int at = 0; at < search.layout.group_size; at += kLanes) {
+    const vf place = estimate(*trial.inverse, load<vf>(group.guess + at), reciprocal);
+    const vi n = truncate(place), below = load<vi>(group.weight + at) >> 31 ^ turned;
+    furthest = larger_size(furthest, place - (to_float(n) + 0.5f));
+    const vi code = search.zero_code + ((n ^ below) - (below & negated));
+    store(codes + at, code < 0 ? vi{} : code > last ? last : code);
+  }
+  return !any(furthest > 0.5f - search.near_edge);
+}
+
 template <bool weighted>
 PHIQUANT_INLINE vf square(const Group& group, int at, vf error) {
   const vf squared = error * error;
@@ -97,9 +116,6 @@ PHIQUANT_INLINE double sum_squares(const Group& group, int size, const float* er
   }
   return sum;
 }
-
-// Which dtype's remainders have a price, if any.
-enum class Priced { kFloat32, kBFloat16, kFloat16, kNone };
 
 // The bits of remainders of weights in these sub-cells of the phi-grid.
 template <Priced priced>

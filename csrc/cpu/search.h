@@ -19,10 +19,15 @@ struct Group {
 };
 
 struct Candidates {
-  alignas(64) float scale[kCandidates];      // positive
+  alignas(64) float scale[kCandidates];  // positive
+  alignas(64) float reciprocal[kCandidates];
   alignas(64) int32_t word[kCandidates];     // magnitude bits, without sign and bend
   alignas(64) int32_t covered[kCandidates];  // whether every weight is inside of the grid
+  bool all_covered;
 };
+
+// Which dtype's remainders have a price, if any.
+enum class Priced { kFloat32, kBFloat16, kFloat16, kNone };
 
 // Of one candidate word: sums of squared errors of both tiers, and bits of remainders.
 struct Errors {
@@ -35,20 +40,27 @@ struct PhiSearch {
   Layout layout;
   Curve curve;
   const Inverse* inverse;
+  const ScanTable* scan;
   // The ends of the grid for every candidate.
   alignas(64) float top[kCandidates];
   alignas(64) float bottom[kCandidates];
+  // Of ScanTable, for every candidate.
+  alignas(64) float index_slip[kCandidates]{};
+  alignas(64) float deepest_slip[kCandidates]{};
   int32_t zero_code;  // the code of positions just above 0, or of position 0 without deviation
   int32_t last_code;
   float near_edge;  // an estimate this close to an edge, in sub-cells, may be on its wrong side
 
   PHIQUANT_MEMBER explicit PhiSearch(const EncodeTask& task)
-      : layout(task.layout), curve(Curve::of(task.layout)), inverse(task.inverse) {
+      : layout(task.layout), curve(Curve::of(task.layout)), inverse(task.inverse), scan(task.scan) {
     const int bends = bend_count(layout), d = layout.deviation_bits, half = half_of(layout);
     for (int i = 0; i < kCandidates; i++) {
       const int bend = i / 2 < bends ? i / 2 : bends - 1;
       top[i] = task.ends[2 * bend];
       bottom[i] = task.ends[2 * bend + 1];
+      if (scan == nullptr) continue;
+      index_slip[i] = scan[bend].index_slip;
+      deepest_slip[i] = scan[bend].deepest_slip;
     }
     zero_code = d == 0 ? half - 1 : ((2 * half - 1) << d) / 2;
     last_code = (1 << code_bits(layout)) - 1;
@@ -109,6 +121,7 @@ PHIQUANT_INLINE void smallest_words(const PhiSearch& search, const Group& group,
   const vf per_unit = splat(power_of_two(-search.layout.exponent));
   alignas(64) int32_t odd[kCandidates];
   for (int i = 0; i < kCandidates; i++) odd[i] = -(i & 1);
+  vi covered = vi{} - 1;
   for (int i = 0; i < kCandidates; i += kLanes) {
     const vi negative = load<vi>(odd + i);
     const vf above = splat(group.above), below = splat(group.below);
@@ -123,9 +136,13 @@ PHIQUANT_INLINE void smallest_words(const PhiSearch& search, const Group& group,
     rounded = minimum((vf)((vi)rounded - (short_by_one << 16)), splat(kLargest));
     const vf scale = rounded * unit;
     store(out->scale + i, scale);
-    store(out->covered + i, (scale * top >= long_end) & (scale * bottom >= short_end));
+    store(out->reciprocal + i, 1.0f / scale);
+    const vi inside = (scale * top >= long_end) & (scale * bottom >= short_end);
+    covered &= inside;
+    store(out->covered + i, inside);
     store(out->word + i, ((vi)rounded - static_cast<int32_t>(kWordBias)) >> kWordShift);
   }
+  out->all_covered = !any(~covered);
 }
 
 // The candidates of a loaded group, and what scoring them takes.
@@ -134,8 +151,11 @@ PHIQUANT_INLINE void prepare_group(const PhiSearch& search, Group* group, Candid
   smallest_words(search, *group, candidates);
   const float largest = group->above > group->below ? group->above : group->below;
   // Errors are no larger than a weight or a scale; scales may be far above the weights.
-  float reach = largest;
-  for (const float scale : candidates->scale) reach = scale > reach ? scale : reach;
+  vf scale = load<vf>(candidates->scale);
+  for (int i = kLanes; i < kCandidates; i += kLanes)
+    scale = maximum(scale, load<vf>(candidates->scale + i));
+  const float largest_scale = lanes_maximum(scale);
+  const float reach = largest > largest_scale ? largest : largest_scale;
   group->plain = largest >= 0x1p-30f && reach <= 0x1p30f;
   group->unit = group->plain ? 1.0f : normaliser(reach);
   // A magnitude below 1/2 sub-cell of every candidate, and not so near to 0 as an edge may be.

@@ -64,10 +64,14 @@ struct Steps {
 
 // On the phi-grid at `scale` > 0.
 template <Dtype stored>
-PHIQUANT_INLINE Subcells phi_subcells(const Steps& steps, const Sides& sides, float scale) {
+PHIQUANT_INLINE Subcells phi_subcells(const Steps& steps, vf number, vi below, vi last,
+                                      float scale) {
   const auto edge = [&](vf n) { return ((n * n) * steps.cubic + steps.line) * n * scale; };
-  const vf number = to_float(sides.number);
-  return subcells_between<stored>(edge(number), edge(number + 1.0f), sides.below, sides.last);
+  return subcells_between<stored>(edge(number), edge(number + 1.0f), below, last);
+}
+template <Dtype stored>
+PHIQUANT_INLINE Subcells phi_subcells(const Steps& steps, const Sides& sides, float scale) {
+  return phi_subcells<stored>(steps, to_float(sides.number), sides.below, sides.last, scale);
 }
 
 // On the golden grid; `table` holds its edges, code by code.

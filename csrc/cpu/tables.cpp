@@ -3,9 +3,9 @@
 #include <cmath>
 #include <map>
 #include <mutex>
-#include <numbers>
 #include <utility>
 
+#include "inverse.h"
 #include "phiquant/grid.h"
 
 namespace phiquant::cpu {
@@ -34,34 +34,6 @@ float golden_at(int code, float place, int index_bits, int bits) {
   return golden_value((static_cast<float>(code) + place) * width - (half - 0.5f), index_bits);
 }
 
-double inverse_of(double level, double bend) {
-  double q = 1.5;  // above every root, so that Newton descends
-  for (int i = 0; i < 60; i++) {
-    q -= ((1 - bend) * q + bend * q * q * q - level) / (1 - bend + 3 * bend * q * q);
-  }
-  return q;
-}
-
-// The polynomial through the inverse at the Chebyshev nodes of [left, left + width], in powers of
-// (t - left): Newton's divided differences, expanded.
-void fit_segment(double left, double width, double bend, double out[kDegree + 1]) {
-  double node[kDegree + 1], difference[kDegree + 1];
-  for (int i = 0; i <= kDegree; i++) {
-    node[i] = width * (1 - std::cos((i + 0.5) * std::numbers::pi / (kDegree + 1))) / 2;
-    difference[i] = inverse_of(left + node[i] - kInverseOffset, bend);
-  }
-  for (int order = 1; order <= kDegree; order++) {
-    for (int i = kDegree; i >= order; i--) {
-      difference[i] = (difference[i] - difference[i - 1]) / (node[i] - node[i - order]);
-    }
-  }
-  for (int i = 0; i <= kDegree; i++) out[i] = 0;
-  for (int order = kDegree; order >= 0; order--) {
-    for (int i = kDegree; i > 0; i--) out[i] = out[i - 1] - node[order] * out[i];
-    out[0] = difference[order] - node[order] * out[0];
-  }
-}
-
 const std::vector<Inverse>& unit_inverses() {
   static const std::vector<Inverse> tables = [] {
     std::vector<Inverse> result(kBendCount);
@@ -70,7 +42,8 @@ const std::vector<Inverse>& unit_inverses() {
         const double octave = kInverseOffset * std::exp2(segment / 4);
         const double left = octave * (1 + segment % 4 / 4.0);
         double polynomial[kDegree + 1];
-        fit_segment(left, octave / 4, kBends[bend], polynomial);
+        fit_inverse<kDegree>(left, left + octave / 4, left, kInverseOffset, kBends[bend],
+                             polynomial);
         // A segment's place is what the low bits of exponent and mantissa of its floats say.
         const int place = (kFirstSegment + segment) % kSegments;
         for (int i = 0; i <= kDegree; i++) {
@@ -138,7 +111,7 @@ const double* thirty_second_powers() {
   return powers.data();
 }
 
-SearchTables::SearchTables(const Layout& layout) {
+SearchTables::SearchTables(const Layout& layout, bool priced) {
   const int bits = layout.index_bits;
   const float half = static_cast<float>(half_of(layout));
   const bool phi = layout.grid == GridName::kPhi;
@@ -149,6 +122,7 @@ SearchTables::SearchTables(const Layout& layout) {
   }
   if (phi) {
     inverse = inverses(layout);
+    scan = scan_tables(layout, !priced);
     return;
   }
   edges = golden_edges(layout).data();

@@ -17,15 +17,20 @@ const std::vector<float>& golden_edges(const Layout& layout);
 // 2^(i / 32) for i below 32.
 const double* thirty_second_powers();
 
+// What the first pass over candidates reads, one a bend; null where it is not worth it (scan.h).
+// Computed once a process and layout. `shared`: the scales of both signs use one segment's cubic.
+const ScanTable* scan_tables(const Layout& layout, bool shared);
+
 // What encoding needs besides the weight.
 struct SearchTables {
   std::vector<Inverse> inverse;
+  const ScanTable* scan = nullptr;
   std::vector<float> ends;
   const float* edges = nullptr;
   const float* levels = nullptr;
   const float* index_levels = nullptr;
 
-  explicit SearchTables(const Layout& layout);
+  SearchTables(const Layout& layout, bool priced);
 };
 
 }  // namespace phiquant::cpu

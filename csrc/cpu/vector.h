@@ -1,7 +1,7 @@
 // Vectors of one native register, over the vector extensions of GCC and Clang. An instruction set's
 // source file defines PHIQUANT_BYTES and includes its own hooks after this file: multiply_add,
 // lookup, widen, narrow, minimum, maximum, halves_to_floats, floats_to_halves,
-// bit_length and any.
+// bit_length, any, lanes_of and larger_size.
 #pragma once
 
 #include <cstdint>
@@ -56,6 +56,19 @@ PHIQUANT_INLINE float sum_lanes(const vf parts[kParts]) {
   std::memcpy(quarter, parts, sizeof quarter);
   const v4 four = (quarter[0] + quarter[2]) + (quarter[1] + quarter[3]);
   return (four[0] + four[2]) + (four[1] + four[3]);
+}
+
+// Sums of neighbours: a's, then b's.
+PHIQUANT_INLINE vf pair_sums(vf a, vf b) {
+#if PHIQUANT_BYTES == 64
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
+         __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+#elif PHIQUANT_BYTES == 32
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14) +
+         __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
+#else
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6) + __builtin_shufflevector(a, b, 1, 3, 5, 7);
+#endif
 }
 
 typedef int32_t v4i __attribute__((vector_size(16)));

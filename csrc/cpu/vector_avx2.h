@@ -11,6 +11,10 @@ PHIQUANT_INLINE vf multiply_add(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b,
 PHIQUANT_INLINE vf minimum(vf a, vf b) { return _mm256_min_ps(a, b); }
 PHIQUANT_INLINE vf maximum(vf a, vf b) { return _mm256_max_ps(a, b); }
 PHIQUANT_INLINE bool any(vi mask) { return _mm256_movemask_ps((vf)mask) != 0; }
+PHIQUANT_INLINE uint32_t lanes_of(vi mask) {
+  return static_cast<uint32_t>(_mm256_movemask_ps((vf)mask));
+}
+PHIQUANT_INLINE vf larger_size(vf a, vf b) { return maximum(absolute(a), absolute(b)); }
 PHIQUANT_INLINE vi bit_length(vi number) { return bit_length_by_float(number); }
 // Four permutes: a gather is slower where microcode guards it.
 PHIQUANT_INLINE vf lookup(const float* table, vi place) {

@@ -11,6 +11,8 @@ PHIQUANT_INLINE vf multiply_add(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b,
 PHIQUANT_INLINE vf minimum(vf a, vf b) { return _mm512_min_ps(a, b); }
 PHIQUANT_INLINE vf maximum(vf a, vf b) { return _mm512_max_ps(a, b); }
 PHIQUANT_INLINE bool any(vi mask) { return _mm512_movepi32_mask((__m512i)mask) != 0; }
+PHIQUANT_INLINE uint32_t lanes_of(vi mask) { return _mm512_movepi32_mask((__m512i)mask); }
+PHIQUANT_INLINE vf larger_size(vf a, vf b) { return _mm512_range_ps(a, b, 0xB); }
 PHIQUANT_INLINE vi bit_length(vi number) { return 32 - (vi)_mm512_lzcnt_epi32((__m512i)number); }
 PHIQUANT_INLINE vf lookup(const float* table, vi place) {
   return _mm512_permutex2var_ps(load<vf>(table), (__m512i)place, load<vf>(table + 16));

@@ -13,6 +13,12 @@ PHIQUANT_INLINE bool any(vi mask) {
   store(halves, mask);
   return (halves[0] | halves[1]) != 0;
 }
+PHIQUANT_INLINE uint32_t lanes_of(vi mask) {
+  uint32_t bits = 0;
+  for (int i = 0; i < kLanes; i++) bits |= static_cast<uint32_t>(mask[i] & 1) << i;
+  return bits;
+}
+PHIQUANT_INLINE vf larger_size(vf a, vf b) { return maximum(absolute(a), absolute(b)); }
 PHIQUANT_INLINE vi bit_length(vi number) { return bit_length_by_float(number); }
 PHIQUANT_INLINE vf lookup(const float* table, vi place) {
   vf result;

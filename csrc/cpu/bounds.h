@@ -1,0 +1,128 @@
+// Bounds of candidates' scores from the first pass. The candidates that may be the best are left to
+// exact scoring (score.h), so that the choice does not depend on how an instruction set rounds
+// here.
+#pragma once
+
+#include "scan.h"
+
+namespace phiquant::cpu::PHIQUANT_ISA {
+
+struct Bounds {
+  alignas(64) float low[kCandidates];
+  alignas(64) float high[kCandidates];
+};
+
+// The sums over the lanes of kLanes vectors, one a lane.
+PHIQUANT_INLINE vf sums_of(const vf* vectors) {
+  vf sum[kLanes];
+  for (int i = 0; i < kLanes; i++) sum[i] = vectors[i];
+  for (int left = kLanes / 2; left > 0; left /= 2) {
+    for (int i = 0; i < left; i++) sum[i] = pair_sums(sum[2 * i], sum[2 * i + 1]);
+  }
+  return sum[0];
+}
+
+// A sum of squared errors is off by no more than this share of itself, and this times the number
+// of weights (and the largest importance): an error is off by less than 2^-20 of a level below 1.2
+// in fp32, here and in exact scoring, and 2 |a| |b| <= share a^2 + b^2 / share.
+inline constexpr float kScanShare = 0x1p-11f;
+inline constexpr float kScanSlack = 0x1p-40f * 0x1p11f * 1.44f * 4;
+// Scores are products of three sums in fp32.
+inline constexpr float kScanRounding = 0x1p-18f;
+
+// What a candidate's sum of squared errors is at least and at most.
+struct Range {
+  vf low, high;
+};
+
+PHIQUANT_INLINE Range range_of(vf sum, vf slip, float slack) {
+  const vf away = sum * kScanShare + slip + slack;
+  return {maximum(sum - away, vf{}), sum + away};
+}
+
+// What remainders multiply scores by, relative to the candidate with the fewest bits. Beyond 2^90
+// no candidate has a chance: sums lie within 2^-18 and 2^8, and three are multiplied.
+// `doubtful` weights may have any number of bits.
+PHIQUANT_INLINE void price_scores(const EncodeTask& task, const Scan& scanned,
+                                  const float* doubtful, Bounds* factors) {
+  constexpr int32_t kFurthest = 90 * 32;
+  const float widest = task.dtype == Dtype::kFloat32 ? 32 : 16;
+  alignas(64) float powers[kSegments];
+  for (int i = 0; i < kSegments; i++) powers[i] = static_cast<float>(task.prices[i]);
+  vf fewest = splat(kLargestFloat);
+  for (int at = 0; at < kCandidates; at += kLanes) {
+    const vf bits = sums_of(scanned.bits + at);
+    store(factors->low + at, bits);
+    fewest = minimum(fewest, bits);
+  }
+  const vf least = splat(-lanes_maximum(-fewest));
+  for (int at = 0; at < kCandidates; at += kLanes) {
+    const vf bits = load<vf>(factors->low + at) - least, away = load<vf>(doubtful + at) * widest;
+    const auto factor = [&](vf fewer) {
+      vi units = truncate(fewer) * task.price;
+      units = units > kFurthest ? splat(kFurthest) : units < -kFurthest ? splat(-kFurthest) : units;
+      return lookup(powers, units & 31) * (vf)((127 + (units >> 5)) << 23);
+    };
+    store(factors->low + at, factor(bits - away));
+    store(factors->high + at, factor(bits + away));
+  }
+}
+
+// Scores' bounds, in units of the first candidate's scale.
+PHIQUANT_INLINE void bound_scores(const PhiSearch& search, const EncodeTask& task,
+                                  const Group& group, const Candidates& candidates,
+                                  const Scan& scanned, Bounds* out) {
+  const Fit fit = task.fit;
+  const bool priced = is_priced(task);
+  const float heaviest = group.importance == nullptr ? 1.0f : 2.0f;
+  const float slips = static_cast<float>(search.layout.group_size / kLanes) * heaviest;
+  const float slack = kScanSlack * static_cast<float>(search.layout.group_size) * heaviest;
+  const float unit = candidates.reciprocal[0];
+  alignas(64) float doubtful_of[kCandidates];
+  for (int at = 0; at < kCandidates; at += kLanes)
+    store(doubtful_of + at, load<vf>(scanned.doubtful + at) * slips);
+  Bounds factors;
+  if (priced) price_scores(task, scanned, doubtful_of, &factors);
+  for (int at = 0; at < kCandidates; at += kLanes) {
+    const vf doubtful = load<vf>(doubtful_of + at);
+    const vf scale = load<vf>(candidates.scale + at) * unit, square = scale * scale;
+    Range range = range_of(sums_of(scanned.deepest + at),
+                           doubtful * load<vf>(search.deepest_slip + at), slack);
+    if (search.layout.deviation_bits > 0 && fit != Fit::kDeviation) {
+      const Range index =
+          range_of(sums_of(scanned.index + at), doubtful * load<vf>(search.index_slip + at), slack);
+      if (fit == Fit::kIndex) {
+        range = index;
+      } else {
+        range.low = range.low * (index.low * index.low) * (square * square);
+        range.high = range.high * (index.high * index.high) * (square * square);
+      }
+    }
+    range.low *= square * (1 - kScanRounding);
+    range.high *= square * (1 + kScanRounding);
+    if (priced) {
+      range.low *= load<vf>(factors.low + at);
+      range.high *= load<vf>(factors.high + at);
+    }
+    store(out->low + at, range.low);
+    store(out->high + at, range.high);
+  }
+}
+
+// The candidates, as bits, whose score may be the smallest.
+PHIQUANT_INLINE uint32_t contenders(const PhiSearch& search, const EncodeTask& task,
+                                    const Group& group, const Candidates& candidates,
+                                    const Scan& scanned) {
+  Bounds bounds;
+  bound_scores(search, task, group, candidates, scanned, &bounds);
+  vf least = load<vf>(bounds.high);
+  for (int at = kLanes; at < kCandidates; at += kLanes)
+    least = minimum(least, load<vf>(bounds.high + at));
+  const vf limit = splat(-lanes_maximum(-least));
+  uint32_t found = 0;
+  for (int at = 0; at < kCandidates; at += kLanes)
+    found |= lanes_of(load<vf>(bounds.low + at) <= limit) << at;
+  return found;
+}
+
+}  // namespace phiquant::cpu::PHIQUANT_ISA
