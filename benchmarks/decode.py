@@ -1,0 +1,208 @@
+"""Tokens a second of greedy decoding, batch 1: `python -m benchmarks.decode [--json PATH]`.
+
+SmolLM2-135M, and a model of Llama-3.2-1B's shape with random weights (speed does not depend on
+them). transformers in bf16, phiquant through transformers with the same loop, and llama.cpp on
+files of the same weights. Logits are checked against transformers' before anything is timed; then
+all take turns, and the median time of a token counts. Prompts are not timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaForCausalLM
+
+from benchmarks import bandwidth
+from benchmarks.contenders import Unavailable
+from benchmarks.decoders import (
+    LLAMA_1B,
+    PLAIN,
+    Decoder,
+    load_smollm2,
+    random_llama,
+    transformers_decoders,
+)
+from benchmarks.llama_cpp_decoder import features, llama_cpp_decoders
+from benchmarks.reporting import Verdict, environment, save, table
+from benchmarks.timing import take_turns
+from benchmarks.zoo.packages import MissingPackage
+from phiquant import ops
+
+PROMPT = (1, 504, 260, 7192, 282, 253, 3012, 28)  # any tokens do
+CHECKED = (253, 1123, 30)  # and go on after the prompt, one at a time, in the check
+LARGE, SMALL = "llama-1b, random", "SmolLM2-135M"
+Q4_0 = "llama.cpp Q4_0"
+_READER_BYTES = 256_000_000
+BARS = (  # on the large model: how many times as fast as what
+    ("phiquant index", PLAIN, 4.0),
+    ("phiquant index", Q4_0, 1.0),
+)
+
+
+def logits(decoder: Decoder) -> torch.Tensor:
+    """After the prompt and after each of the checked tokens, fp32 [1 + checked, vocabulary]."""
+    decoder.restart()
+    return torch.stack([decoder.step(list(PROMPT)), *(decoder.step([t]) for t in CHECKED)])
+
+
+def check(decoder: Decoder, wanted: torch.Tensor) -> float:
+    """The relative error of its logits. Raises `AssertionError` if it is above its tolerance."""
+    found = logits(decoder)
+    error = ((found - wanted).norm() / wanted.norm()).item()
+    if not error <= decoder.tolerance:
+        raise AssertionError(
+            f"{decoder.name}: logits are off by {error:.3f}, allowed is {decoder.tolerance:g}"
+        )
+    return error
+
+
+def turn(decoder: Decoder, tokens: int, seconds: float) -> list[float]:
+    """Seconds of each greedy token after the prompt; at least two, even if time has run out."""
+    decoder.restart()
+    following = int(decoder.step(list(PROMPT)).argmax())
+    taken: list[float] = []
+    while len(taken) < 2 or (len(taken) < tokens and sum(taken) < seconds):
+        start = time.perf_counter()
+        following = int(decoder.step([following]).argmax())
+        taken.append(time.perf_counter() - start)
+    return taken
+
+
+def measure(
+    decoders: Iterable[Decoder],
+    rounds: int,
+    tokens: int,
+    seconds: float,
+    progress: Callable[[str], None] = print,
+) -> list[dict[str, Any]]:
+    """One row for each decoder; the first is the plain model that the others are checked with."""
+    ready, errors, wanted = [], {}, None
+    for decoder in decoders:
+        progress(f"checking {decoder.name}")
+        wanted = logits(decoder) if wanted is None else wanted
+        errors[decoder.name] = check(decoder, wanted)
+        ready.append(decoder)
+    taken: dict[str, list[float]] = {decoder.name: [] for decoder in ready}
+    for number in range(rounds):
+        progress(f"round {number + 1} of {rounds}")
+        for decoder in ready:
+            taken[decoder.name] += turn(decoder, tokens, seconds)
+    block = torch.ones(_READER_BYTES // 8, dtype=torch.int64)
+    gb_per_s = _READER_BYTES / take_turns({"": block.sum}, 20)[""].median / 1e9
+    return [result(d, taken[d.name], errors[d.name], gb_per_s) for d in ready]
+
+
+def result(decoder: Decoder, taken: list[float], error: float, bandwidth: float) -> dict[str, Any]:
+    median = statistics.median(taken)
+    return {
+        "what": decoder.name,
+        "tokens_per_s": 1 / median,
+        "best_tokens_per_s": 1 / min(taken),
+        "tokens": len(taken),
+        "read_mb": decoder.read_bytes / 1e6,
+        "gb_per_s": decoder.read_bytes / median / 1e9,
+        "of_bandwidth": decoder.read_bytes / median / 1e9 / bandwidth,
+        "bandwidth_gb_per_s": bandwidth,
+        "logits_error": error,
+    }
+
+
+def report(model: str, rows: list[dict[str, Any]]) -> str:
+    keys = ("tokens_per_s", "best_tokens_per_s", "read_mb", "gb_per_s", "of_bandwidth")
+    plain = rows[0]["tokens_per_s"]
+    cells = (
+        [r["what"], *(r[k] for k in keys), r["tokens_per_s"] / plain, r["logits_error"]]
+        for r in rows
+    )
+    header = [
+        model, "tokens/s", "best", "MB a token", "GB/s", "of bandwidth", "x bf16", "logits error",
+    ]  # fmt: skip
+    return table(header, cells)
+
+
+def verdicts(rows: list[dict[str, Any]]) -> list[Verdict]:
+    speed = {row["what"]: row["tokens_per_s"] for row in rows}
+
+    def ratio(what: str, against: str) -> float | None:
+        return speed[what] / speed[against] if {what, against} <= speed.keys() else None
+
+    return [
+        Verdict(f"{what} against {against}, {LARGE}", bar, ratio(what, against), "x")
+        for what, against, bar in BARS
+    ]
+
+
+def run(
+    model: LlamaForCausalLM, options: argparse.Namespace
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Every decoder that there is, and for each that is missing, why."""
+    missing: list[str] = []
+
+    def decoders(folder: Path) -> Iterable[Decoder]:
+        yield from transformers_decoders(model, options.compile)
+        try:
+            yield from llama_cpp_decoders(model, folder, options.threads)
+        except Unavailable as reason:
+            missing.append(str(reason))
+
+    with tempfile.TemporaryDirectory() as folder:
+        chosen = decoders(Path(folder))
+        return measure(chosen, options.rounds, options.tokens, options.seconds), missing
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="also write the results there")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--models", nargs="+", choices=("small", "large"), default=None)
+    parser.add_argument("--vocabulary", type=int, default=LLAMA_1B["vocab_size"])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=16, help="for each turn")
+    parser.add_argument("--seconds", type=float, default=4.0, help="after which a turn ends")
+    parser.add_argument("--compile", action="store_true", help="torch.compile, too (minutes)")
+    options = parser.parse_args()
+    if not ops.compiled:
+        parser.error("the compiled kernels are not built")
+    return options
+
+
+def main() -> None:
+    options = arguments()
+    torch.set_num_threads(options.threads)
+    about, results = environment("benchmarks.decode"), {}
+    makers = {
+        "small": (SMALL, load_smollm2),
+        "large": (LARGE, lambda: random_llama(vocab_size=options.vocabulary)),
+    }
+    missing: list[str] = []
+    for size in options.models or makers:
+        name, make = makers[size]
+        try:
+            results[name], missing = run(make(), options)
+        except MissingPackage as reason:
+            missing.append(f"{name}: {reason}")
+            continue
+        print(report(name, results[name]), end="\n\n", flush=True)
+    about["vocabulary"], about["last_level_cache"] = (
+        options.vocabulary,
+        bandwidth.last_level_cache(),
+    )
+    if not any("llama.cpp" in reason for reason in missing):
+        about["llama.cpp"] = features()
+    print(json.dumps(about, indent=1))
+    print(*verdicts(results.get(LARGE, [])), sep="\n")
+    print(*(f"not measured: {reason}" for reason in missing), sep="\n")
+    if options.json:
+        save(options.json, {"environment": about, "decode": results, "missing": missing})
+
+
+if __name__ == "__main__":
+    main()
