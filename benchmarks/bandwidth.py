@@ -10,8 +10,9 @@ import argparse
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from benchmarks.reporting import environment, save, table
 from benchmarks.timing import take_turns
 
 BLOCK_BYTES = 512_000_000
+_COLUMNS = 4096
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _ASSUMED_CACHE = 105 << 20  # where the system does not say: that of the host in docs/performance.md
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -42,39 +44,53 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def readers(block_bytes: int = BLOCK_BYTES) -> dict[str, tuple[Callable[[], object], int]]:
-    """Every reader, with the bytes that it moves. numpy's runs on one thread whatever is set."""
-    words = torch.ones(block_bytes // 8, dtype=torch.int64)
-    floats = words.view(torch.float32)
-    target, half = torch.empty(len(words) // 2, dtype=torch.int64), words[: len(words) // 2]
-    array = words.numpy()
-    return {
-        "torch.sum, fp32": (floats.sum, block_bytes),
-        "torch.sum, int64": (words.sum, block_bytes),
-        "torch.max, fp32": (floats.max, block_bytes),
-        "torch.max, int64": (words.max, block_bytes),
-        "torch copy, read and written": (lambda: target.copy_(half), 2 * target.nbytes),
-        "numpy.sum, int64": (lambda: np.sum(array), block_bytes),
+class Reader(NamedTuple):
+    """A function that goes through its block once, and the bytes that it moves."""
+
+    run: Callable[[], object]
+    bytes: int
+
+
+def product_reader(size: int = BLOCK_BYTES) -> Reader:
+    """A matrix-vector product in fp32, the fastest of the readers on every host tried."""
+    matrix = torch.ones(max(size // (4 * _COLUMNS), 1), _COLUMNS)
+    return Reader(partial(torch.mv, matrix, torch.ones(_COLUMNS)), matrix.nbytes)
+
+
+def readers(size: int = BLOCK_BYTES) -> dict[str, Reader]:
+    """Every reader. numpy's runs on one thread whatever is set."""
+    product = product_reader(size)
+    matrix = torch.ones(max(size // (4 * _COLUMNS), 2), _COLUMNS)
+    copied = matrix[: len(matrix) // 2]
+    target = torch.empty_like(copied)
+    runs: dict[str, Callable[[], object]] = {
+        "torch.sum, fp32": matrix.sum,
+        "torch.sum, int64": matrix.view(torch.int64).sum,
+        "torch.max, fp32": matrix.max,
+        "numpy.sum, fp32": partial(np.sum, matrix.numpy()),
     }
+    found = {name: Reader(run, matrix.nbytes) for name, run in runs.items()}
+    copy = Reader(partial(target.copy_, copied), 2 * copied.nbytes)
+    return {"torch.mv, fp32": product, **found, "torch copy, read and written": copy}
 
 
 def measure(
-    counts: tuple[int, ...], repeats: int = 15, block_bytes: int = BLOCK_BYTES
+    counts: tuple[int, ...], repeats: int = 15, size: int = BLOCK_BYTES
 ) -> list[dict[str, Any]]:
     """GB/s of each reader on each number of threads: the median and the best of the repeats."""
-    found = readers(block_bytes)
+    found = readers(size)
     rows = []
     for count in counts:
         with threads(count):
-            times = take_turns({name: run for name, (run, _) in found.items()}, repeats)
+            times = take_turns({name: reader.run for name, reader in found.items()}, repeats)
         rows += [
             {
                 "threads": count,
                 "reader": name,
-                "gb_per_s": size / times[name].median / 1e9,
-                "best_gb_per_s": size / times[name].best / 1e9,
+                "gb_per_s": reader.bytes / times[name].median / 1e9,
+                "best_gb_per_s": reader.bytes / times[name].best / 1e9,
             }
-            for name, (_, size) in found.items()
+            for name, reader in found.items()
         ]
     return rows
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.bandwidth import last_level_cache
+from benchmarks.unavailable import Unavailable
 from phiquant.codec import Layout, Planes
 
 GROUP = 64
@@ -28,10 +29,6 @@ _ROTATION = 2  # caches that the copies of one contender fill
 
 phi = torch.ops.phiquant
 Operands = tuple[Tensor | None, ...]
-
-
-class Unavailable(Exception):
-    """A contender that this environment cannot run; the message says what to install."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ import torch
 from transformers import LlamaForCausalLM
 
 from benchmarks import bandwidth
-from benchmarks.contenders import Unavailable
 from benchmarks.decoders import (
     LLAMA_1B,
     PLAIN,
@@ -30,9 +30,11 @@ from benchmarks.decoders import (
     random_llama,
     transformers_decoders,
 )
-from benchmarks.llama_cpp_decoder import features, llama_cpp_decoders
+from benchmarks.llama_cpp_api import features
+from benchmarks.llama_cpp_decoder import llama_cpp_decoders
 from benchmarks.reporting import Verdict, environment, save, table
 from benchmarks.timing import take_turns
+from benchmarks.unavailable import Unavailable
 from benchmarks.zoo.packages import MissingPackage
 from phiquant import ops
 
@@ -95,8 +97,8 @@ def measure(
         progress(f"round {number + 1} of {rounds}")
         for decoder in ready:
             taken[decoder.name] += turn(decoder, tokens, seconds)
-    block = torch.ones(_READER_BYTES // 8, dtype=torch.int64)
-    gb_per_s = _READER_BYTES / take_turns({"": block.sum}, 20)[""].median / 1e9
+    reader = bandwidth.product_reader(_READER_BYTES)
+    gb_per_s = reader.bytes / take_turns({"reader": reader.run}, 20)["reader"].median / 1e9
     return [result(d, taken[d.name], errors[d.name], gb_per_s) for d in ready]
 
 
@@ -148,10 +150,7 @@ def run(
 
     def decoders(folder: Path) -> Iterable[Decoder]:
         yield from transformers_decoders(model, options.compile)
-        try:
-            yield from llama_cpp_decoders(model, folder, options.threads)
-        except Unavailable as reason:
-            missing.append(str(reason))
+        yield from llama_cpp_decoders(model, folder, options.threads, missing)
 
     with tempfile.TemporaryDirectory() as folder:
         chosen = decoders(Path(folder))
@@ -186,20 +185,21 @@ def main() -> None:
     for size in options.models or makers:
         name, make = makers[size]
         try:
-            results[name], missing = run(make(), options)
+            results[name], absent = run(make(), options)
         except MissingPackage as reason:
             missing.append(f"{name}: {reason}")
             continue
+        missing += absent
         print(report(name, results[name]), end="\n\n", flush=True)
     about["vocabulary"], about["last_level_cache"] = (
         options.vocabulary,
         bandwidth.last_level_cache(),
     )
-    if not any("llama.cpp" in reason for reason in missing):
+    with suppress(Unavailable):
         about["llama.cpp"] = features()
     print(json.dumps(about, indent=1))
     print(*verdicts(results.get(LARGE, [])), sep="\n")
-    print(*(f"not measured: {reason}" for reason in missing), sep="\n")
+    print(*(f"not measured: {reason}" for reason in dict.fromkeys(missing)), sep="\n")
     if options.json:
         save(options.json, {"environment": about, "decode": results, "missing": missing})
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
 
+from benchmarks.llama_cpp_api import CONTEXT
 from benchmarks.zoo import smollm2
 from phiquant import PhiConfig, PhiTensor, quantize_
 
-CONTEXT = 128
 PLAIN = "transformers bf16"
 # How a compressed model is made, by the name of its contender, and the error its logits may have.
 PHIQUANT: dict[str, tuple[dict[str, Any], float]] = {

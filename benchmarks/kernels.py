@@ -73,11 +73,11 @@ def time_rows(
     """Errors of all contenders, checked, and their times, the reader's among them."""
     inputs = {c.name: x.to(c.dtype) for c in contenders}
     errors = {c.name: error(c, x) for c in contenders}
-    block = torch.ones(_READER_BYTES // 8, dtype=torch.int64)
+    reader = bandwidth.product_reader(_READER_BYTES)
     turns: dict[str, Callable[[], object]] = {
         name: partial(run, inputs[name]) for name, run in runs.items()
     }
-    return errors, take_turns({_READER: block.sum, **turns}, 5, seconds)
+    return errors, take_turns({_READER: reader.run, **turns}, 5, seconds)
 
 
 def measure(
