@@ -12,7 +12,6 @@ import argparse
 import json
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -38,8 +37,6 @@ from benchmarks.unavailable import Unavailable
 from benchmarks.zoo.packages import MissingPackage
 from phiquant import ops
 
-PROMPT = (1, 504, 260, 7192, 282, 253, 3012, 28)  # any tokens do
-CHECKED = (253, 1123, 30)  # and go on after the prompt, one at a time, in the check
 LARGE, SMALL = "llama-1b, random", "SmolLM2-135M"
 Q4_0 = "llama.cpp Q4_0"
 _READER_BYTES = 256_000_000
@@ -49,33 +46,15 @@ BARS = (  # on the large model: how many times as fast as what
 )
 
 
-def logits(decoder: Decoder) -> torch.Tensor:
-    """After the prompt and after each of the checked tokens, fp32 [1 + checked, vocabulary]."""
-    decoder.restart()
-    return torch.stack([decoder.step(list(PROMPT)), *(decoder.step([t]) for t in CHECKED)])
-
-
 def check(decoder: Decoder, wanted: torch.Tensor) -> float:
     """The relative error of its logits. Raises `AssertionError` if it is above its tolerance."""
-    found = logits(decoder)
+    found = decoder.logits()
     error = ((found - wanted).norm() / wanted.norm()).item()
     if not error <= decoder.tolerance:
         raise AssertionError(
             f"{decoder.name}: logits are off by {error:.3f}, allowed is {decoder.tolerance:g}"
         )
     return error
-
-
-def turn(decoder: Decoder, tokens: int, seconds: float) -> list[float]:
-    """Seconds of each greedy token after the prompt; at least two, even if time has run out."""
-    decoder.restart()
-    following = int(decoder.step(list(PROMPT)).argmax())
-    taken: list[float] = []
-    while len(taken) < 2 or (len(taken) < tokens and sum(taken) < seconds):
-        start = time.perf_counter()
-        following = int(decoder.step([following]).argmax())
-        taken.append(time.perf_counter() - start)
-    return taken
 
 
 def measure(
@@ -89,16 +68,18 @@ def measure(
     ready, errors, wanted = [], {}, None
     for decoder in decoders:
         progress(f"checking {decoder.name}")
-        wanted = logits(decoder) if wanted is None else wanted
+        wanted = decoder.logits() if wanted is None else wanted
         errors[decoder.name] = check(decoder, wanted)
         ready.append(decoder)
     taken: dict[str, list[float]] = {decoder.name: [] for decoder in ready}
     for number in range(rounds):
         progress(f"round {number + 1} of {rounds}")
         for decoder in ready:
-            taken[decoder.name] += turn(decoder, tokens, seconds)
+            taken[decoder.name] += decoder.turn(tokens, seconds)
     reader = bandwidth.product_reader(_READER_BYTES)
     gb_per_s = reader.bytes / take_turns({"reader": reader.run}, 20)["reader"].median / 1e9
+    for decoder in ready:
+        decoder.close()
     return [result(d, taken[d.name], errors[d.name], gb_per_s) for d in ready]
 
 

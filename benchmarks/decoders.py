@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
 
+from benchmarks import greedy
 from benchmarks.llama_cpp_api import CONTEXT
 from benchmarks.zoo import smollm2
 from phiquant import PhiConfig, PhiTensor, quantize_
@@ -37,7 +38,7 @@ LLAMA_1B: dict[str, Any] = {  # the shape of Llama-3.2-1B
 
 
 class Decoder(Protocol):
-    """A model with the cache of one sequence.
+    """A model that decodes one sequence.
 
     read_bytes: of the weights that every token reads; of a table of embeddings only if it is the
         output head, too.
@@ -48,11 +49,14 @@ class Decoder(Protocol):
     read_bytes: float
     tolerance: float
 
-    def restart(self) -> None:
-        """Forget the sequence."""
+    def logits(self) -> Tensor:
+        """Those of `greedy.logits`, fp32 [steps, vocabulary]."""
 
-    def step(self, tokens: list[int]) -> Tensor:
-        """Go on with these tokens; the logits fp32 [vocabulary] after the last."""
+    def turn(self, tokens: int, seconds: float) -> list[float]:
+        """What `greedy.turn` takes for each token."""
+
+    def close(self) -> None:
+        """Free what it holds."""
 
 
 class Transformers:
@@ -89,6 +93,15 @@ class Transformers:
             logits_to_keep=1,
         )
         return output.logits[0, -1].float()
+
+    def logits(self) -> Tensor:
+        return torch.stack(greedy.logits(self))
+
+    def turn(self, tokens: int, seconds: float) -> list[float]:
+        return greedy.turn(self, tokens, seconds)
+
+    def close(self) -> None:
+        del self.model, self.run, self.cache
 
 
 def read_bytes(model: nn.Module) -> float:

@@ -1,14 +1,8 @@
-"""llama.cpp through the C interface of llama-cpp-python: token ids in, logits out.
-
-Run as a program it takes a file and a number of threads and decodes a few tokens, so that a build
-of llama.cpp that crashes on this processor ends that process and no other.
-"""
+"""llama.cpp through the C interface of llama-cpp-python: token ids in, logits out."""
 
 from __future__ import annotations
 
 import ctypes
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +15,7 @@ FILE_TYPES = {"BF16": 32, "F16": 1, "Q8_0": 7, "Q4_K_M": 15, "Q4_0": 2}  # numbe
 # gcc 12 drops stores to the AMX tile configuration, which only inline assembly reads, and decoding
 # crashes (llama.cpp pull request 26954); these flags keep them.
 _FLAGS = "-DCMAKE_CXX_FLAGS='-fno-tree-dse -fno-dse'"
-_BUILD = f'CMAKE_ARGS="{_FLAGS}" pip install --no-binary llama-cpp-python'
+BUILD = f'CMAKE_ARGS="{_FLAGS}" pip install --no-binary llama-cpp-python'
 _kept: list[Any] = []  # a callback lives as long as the library may call it
 
 
@@ -31,7 +25,7 @@ def library() -> Any:
         import gguf  # noqa: F401
         import llama_cpp
     except ImportError as missing:
-        raise Unavailable(f"llama.cpp: {_BUILD} llama-cpp-python gguf") from missing
+        raise Unavailable(f"llama.cpp: {BUILD} llama-cpp-python gguf") from missing
     if not _kept:
         _kept.append(llama_cpp.llama_log_callback(lambda level, text, data: None))
         llama_cpp.llama_log_set(_kept[0], ctypes.c_void_p(0))
@@ -76,40 +70,11 @@ class Model:
         self.api.llama_memory_clear(self.api.llama_get_memory(self.context), True)
 
     def step(self, tokens: list[int]) -> np.ndarray:
-        """Go on with these tokens; the logits fp32 [vocabulary] after the last, overwritten by
-        the next step."""
+        """Go on with these tokens; the logits fp32 [vocabulary] after the last."""
         array = (self.api.llama_token * len(tokens))(*tokens)
         batch = self.api.llama_batch_get_one(array, len(tokens))
         code = self.api.llama_decode(self.context, batch)
         if code != 0:
             raise RuntimeError(f"llama_decode returned {code}")
         logits = self.api.llama_get_logits_ith(self.context, -1)
-        return np.ctypeslib.as_array(logits, (self.vocabulary,))
-
-    def close(self) -> None:
-        self.api.llama_free(self.context)
-        self.api.llama_model_free(self.model)
-
-
-def probe(path: Path, threads: int) -> None:
-    """Decode with the file in a process of its own. Raises `Unavailable` if that crashes."""
-    command = [sys.executable, "-m", __name__, str(path), str(threads)]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
-    if finished.returncode != 0:
-        ended = f"ended with {finished.returncode}"
-        last = finished.stderr.strip().splitlines()[-1:]
-        raise Unavailable(
-            f"llama.cpp {path.stem}: a process that decoded with it {ended} ({' '.join(last)}); "
-            f"if it crashed in AMX code, build it anew: {_BUILD} llama-cpp-python"
-        )
-
-
-def main() -> None:
-    model = Model(Path(sys.argv[1]), int(sys.argv[2]))
-    model.step([1, 2, 3, 4])
-    model.step([5])
-    model.close()
-
-
-if __name__ == "__main__":
-    main()
+        return np.ctypeslib.as_array(logits, (self.vocabulary,)).copy()

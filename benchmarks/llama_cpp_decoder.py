@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
@@ -12,6 +13,7 @@ from transformers import LlamaForCausalLM
 from benchmarks import llama_cpp_api, llama_file
 from benchmarks.decoders import Decoder
 from benchmarks.llama_cpp_api import FILE_TYPES
+from benchmarks.llama_cpp_worker import Worker
 from benchmarks.unavailable import Unavailable
 
 TOLERANCES = {"BF16": 0.05, "F16": 0.05, "Q8_0": 0.1, "Q4_K_M": 0.6, "Q4_0": 0.6}
@@ -22,14 +24,17 @@ class LlamaCpp:
 
     def __init__(self, path: Path, threads: int) -> None:
         self.name, self.tolerance = f"llama.cpp {path.stem}", TOLERANCES[path.stem]
-        self.model = llama_cpp_api.Model(path, threads)
-        self.read_bytes = float(self.model.size)
+        self.worker = Worker(path, threads)
+        self.read_bytes = float(self.worker.size)
 
-    def restart(self) -> None:
-        self.model.restart()
+    def logits(self) -> Tensor:
+        return torch.from_numpy(np.stack(self.worker.ask("logits")))
 
-    def step(self, tokens: list[int]) -> Tensor:
-        return torch.from_numpy(self.model.step(tokens).copy())
+    def turn(self, tokens: int, seconds: float) -> list[float]:
+        return self.worker.ask("turn", tokens, seconds)
+
+    def close(self) -> None:
+        self.worker.close()
 
 
 def llama_cpp_decoders(
@@ -51,8 +56,6 @@ def llama_cpp_decoders(
         if path != plain:
             llama_cpp_api.quantize(plain, path, kind, threads)
         try:
-            llama_cpp_api.probe(path, threads)
+            yield LlamaCpp(path, threads)
         except Unavailable as reason:
             missing.append(str(reason))
-        else:
-            yield LlamaCpp(path, threads)

@@ -20,6 +20,7 @@ from benchmarks.decoders import (
     transformers_decoders,
 )
 from benchmarks.llama_cpp_decoder import llama_cpp_decoders
+from benchmarks.llama_cpp_worker import Worker
 from benchmarks.unavailable import Unavailable
 
 TINY: dict[str, Any] = {
@@ -82,8 +83,8 @@ def test_a_wrong_decoder_is_caught(model: Any) -> None:
 
 def test_a_turn_ends(model: Any) -> None:
     decoder = Transformers(PLAIN, model, 0.0)
-    assert len(decode.turn(decoder, 5, 60.0)) == 5
-    assert len(decode.turn(decoder, 5, 0.0)) == 2
+    assert len(decoder.turn(5, 60.0)) == 5
+    assert len(decoder.turn(5, 0.0)) == 2
 
 
 def test_verdicts() -> None:
@@ -117,18 +118,20 @@ def test_missing_llama_cpp_is_told(model: Any, monkeypatch: pytest.MonkeyPatch) 
 def test_llama_cpp_that_crashes_is_told(tmp_path: Path) -> None:
     path = tmp_path / "Q4_0.gguf"
     path.write_bytes(b"no model")
-    with pytest.raises(Unavailable, match=r"llama\.cpp Q4_0: a process .* ended with"):
-        llama_cpp_api.probe(path, 1)
+    with pytest.raises(Unavailable, match=r"llama\.cpp Q4_0: its process ended with"):
+        Worker(path, 1)
 
 
 def test_llama_cpp_has_the_same_logits(model: Any, tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
     missing: list[str] = []
     plain = Transformers(PLAIN, model, 0.0)
-    wanted = decode.logits(plain)
+    wanted = plain.logits()
     for decoder in llama_cpp_decoders(model, tmp_path, 1, missing):
         assert decode.check(decoder, wanted) <= decoder.tolerance
         assert decoder.read_bytes < 1.05 * plain.read_bytes
+        assert len(decoder.turn(3, 60.0)) == 3
+        decoder.close()
     assert not any("BF16" in reason for reason in missing)
 
 
