@@ -1,7 +1,7 @@
 """llama.cpp in a process of its own, which decodes and times what it is asked for.
 
-It sets up AMX's tiles once for each thread and relies on them from then on; torch sets up others: in
-one process the two crashed. A build that does not suit the processor crashes, too, and ends the
+It sets up AMX's tiles once for each thread and relies on them from then on; torch sets up others:
+in one process the two crashed. A build that does not suit the processor crashes, too, and ends the
 worker only. Requests and replies are pickled to the standard streams of a child without torch.
 """
 
@@ -44,8 +44,8 @@ class Worker:
         except (EOFError, BrokenPipeError) as ended:
             self.close()
             raise Unavailable(
-                f"llama.cpp {self.path.stem}: its process ended with {self.child.returncode}; if it "
-                f"crashed in AMX code, build it anew: {BUILD} llama-cpp-python"
+                f"llama.cpp {self.path.stem}: its process ended with {self.child.returncode}; "
+                f"if it crashed in AMX code, build it anew: {BUILD} llama-cpp-python"
             ) from ended
 
     def close(self) -> None:
