@@ -15,6 +15,8 @@ DEMO_FLAGS ?=
 FUZZ_RUNS ?= 10000
 FUZZ_FIRST ?= 0
 PYTEST_FLAGS ?=
+# Where `make bench-cpu` writes its figures.
+BENCH_JSON ?= build/benchmarks
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
@@ -28,8 +30,8 @@ KERNEL_TESTS ?= $(wildcard tests/test_ops*.py tests/test_kernels*.py tests/ops t
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv install develop demo examples test test-fast lint mypy format docs bench-exact bench-quality memory sanitize \
-	test-neon fuzz wheel clean FORCE
+.PHONY: help venv install develop demo examples test test-fast lint mypy format docs bench-cpu bench-exact bench-quality memory \
+	sanitize test-neon fuzz wheel clean FORCE
 
 help: ## list the targets and variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -85,8 +87,19 @@ examples: develop ## every example but the demo
 	@set -e; for example in $(EXAMPLES); do \
 	  echo "--- $$example"; PYTHONPATH=. $(BIN)/python "$$example"; done
 
+# llama.cpp is built for this processor (minutes), peers otherwise come as wheels. The flags are for
+# gcc 12, which without them drops stores to the AMX tile configuration: decoding would crash.
+LLAMA_CPP_FLAGS ?= -DGGML_NATIVE=ON -DLLAVA_BUILD=OFF -DCMAKE_CXX_FLAGS='-fno-tree-dse -fno-dse'
+
+$(VENV)/.peers: $(VENV)/.developed $(VENV)/.zoo
+	CMAKE_ARGS="$(LLAMA_CPP_FLAGS)" $(PIP) $(PIP_FLAGS) --no-binary llama-cpp-python -e '.[peers]'
+	@touch $@
+
+bench-cpu: $(VENV)/.peers ## bandwidth, products and decoding on this CPU beside torch, bitsandbytes and llama.cpp
+	PYTHONPATH=. $(BIN)/python -m benchmarks.cpu --json $(BENCH_JSON)
+
 bench-exact: develop ## sizes of the lossless tier next to zstd and zipnn, checked bit for bit
-	$(PIP) $(PIP_FLAGS) -e '.[peers]'
+	$(PIP) $(PIP_FLAGS) zstandard zipnn
 	PYTHONPATH=. $(BIN)/python -m benchmarks.exact
 
 bench-quality: install ## error and end metrics on real models against NF4 and int8

@@ -1,203 +1,171 @@
-"""Speed of the CPU kernels, next to torch's own: `python -m benchmarks.kernels [--json PATH]`.
+"""Products with compressed weights, peers side by side: `python -m benchmarks.kernels`.
 
-Results are checked against the readable reference first. All contenders of a shape take turns, each
-with as many copies of its weights as exceed the last-level cache, and medians are compared.
+Layer shapes of Llama-3.1-8B and Llama-3.2-1B, bf16 rows (fp32 for torch's fp32). Each contender's
+product is checked against the fp32 product of the weights that it stands for, then all take turns,
+each with as many copies of its weights as exceed the last-level cache twice; medians are compared.
+A reader of memory takes its turn, too: what it reads a second is what memory gave in that run.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
 from collections.abc import Callable
 from functools import partial
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from benchmarks.reporting import Verdict, environment, save, table
-from phiquant import codec, ops
-from phiquant.codec import Layout, Planes
+from benchmarks import bandwidth, targets
+from benchmarks.contenders import BF16, INT4, INT8, Contender, build, error
+from benchmarks.reporting import environment, save, table
+from benchmarks.timing import Times, take_turns
+from benchmarks.torch_path import linear_path
+from phiquant import ops
 
-SIZE = 4096
-ROTATED_BYTES = 210_000_000
-LINEAR_ROWS = (1, 8, 256)
-phi = torch.ops.phiquant
-Contender = Callable[[Tensor], Tensor]
-
-
-def settings(layout: Layout) -> tuple[Any, ...]:
-    bits = (layout.index_bits, layout.deviation_bits, layout.group_size)
-    return *bits, layout.grid, layout.exponent, layout.stored_dtype
-
-
-def encode(weight: Tensor, layout: Layout, fit: str = "joint") -> Planes:
-    planes = phi.encode(weight, None, *settings(layout), fit)
-    lossy = [plane if plane.shape[-1] else None for plane in planes]
-    if layout.stored_dtype is None:
-        return Planes(*lossy)
-    exact = phi.encode_remainder(weight, *lossy, *settings(layout))
-    return Planes(*lossy, *exact[:3])  # no infinities here
+SHAPES = {  # outputs x inputs
+    "llama-3.1-8b": ("4096x4096", "14336x4096", "4096x14336", "1024x4096"),
+    "llama-3.2-1b": ("2048x2048", "8192x2048", "2048x8192", "512x2048"),
+    "default": ("4096x4096", "14336x4096", "8192x2048"),
+}
+ROWS = (1, 8, 256)
+SECONDS = 14.0  # for each shape and number of rows
+_READER_BYTES = 256_000_000
+_READER = "read bandwidth"
+_HEADER = (
+    "what", "bits", "ms", "best ms", "x bf16", "x int8pack", "x int4pack", "GB/s", "of bandwidth",
+)  # fmt: skip
 
 
-def verify() -> None:
-    """Raise unless the kernels agree with the reference on a small matrix."""
-    weight, x = torch.randn(48, 256) * 0.02, torch.randn(3, 256)
-    for deviation_bits in (0, 2, 4, 8):
-        layout = Layout(256, 4, deviation_bits, exponent=-10)
-        planes = encode(weight, layout)
-        assert all(
-            a is None or torch.equal(a, b)
-            for a, b in zip(planes, codec.encode(weight, layout), strict=True)
-        )
-        decoded = codec.decode(planes, layout)
-        assert torch.equal(phi.decode(*planes, 256, *settings(layout), torch.float32), decoded)
-        product = phi.linear(x, *planes, None, 256, *settings(layout))
-        torch.testing.assert_close(product, functional.linear(x, decoded))
-    original = weight.bfloat16()
-    layout = Layout(256, exponent=-10, stored_dtype=torch.bfloat16)
-    again = phi.decode(*encode(original, layout), 256, *settings(layout), torch.bfloat16)
-    assert torch.equal(again, original)
-
-
-def median_seconds(run: Callable[[], object], repeats: int) -> float:
-    run()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
-def codec_rates(repeats: int) -> list[dict[str, Any]]:
-    """Encoding and decoding of SIZE x SIZE, in million weights a second."""
-    normal, rows = torch.randn(SIZE, SIZE) * 0.02, []
-    layouts = {f"4+{bits}": Layout(SIZE, 4, bits, exponent=-10) for bits in (4, 0, 2, 8)}
-    layouts["exact"] = Layout(SIZE, exponent=-10, stored_dtype=torch.bfloat16)
-    for bits, layout in layouts.items():
-        weight = normal if layout.stored_dtype is None else normal.to(layout.stored_dtype)
-        seconds = {
-            "encode, all bends and signs": median_seconds(partial(encode, weight, layout), repeats)
-        }
-        planes = encode(weight, layout)
-        for dtype in (torch.bfloat16, torch.float32):
-            run = partial(phi.decode, *planes, SIZE, *settings(layout), dtype)
-            name = str(dtype).removeprefix("torch.")
-            seconds[f"decode to {name}"] = median_seconds(run, repeats)
-        rows += [
-            {"what": what, "bits": bits, "million_per_s": weight.numel() / s / 1e6}
-            for what, s in seconds.items()
-        ]
-    return rows
-
-
-def copies(tensors: tuple[Tensor | None, ...]) -> list[tuple[Tensor | None, ...]]:
-    """So many copies that together they exceed the cache."""
-    size = sum(t.numel() * t.element_size() for t in tensors if t is not None)
-    many = -(-ROTATED_BYTES // size)
-    return [tuple(None if t is None else t.clone() for t in tensors) for _ in range(many)]
-
-
-def rotating(tensors: tuple[Tensor | None, ...], product: Callable[..., Tensor]) -> Contender:
-    turn = cycle(copies(tensors))
-    return lambda x: product(x, *next(turn))
-
-
-def contenders(weight: Tensor) -> dict[str, Contender]:
-    """What multiplies bf16 rows with the matrix: torch's kernels and phiquant's."""
-    half = weight.bfloat16()
-    scale = weight.abs().amax(1) / 127
-    eight = (weight / scale[:, None]).round().to(torch.int8)
-    nibbles = torch.randint(16, (SIZE, SIZE), dtype=torch.int32)
-    four = torch.ops.aten._convert_weight_to_int4pack_for_cpu(nibbles, 1)
-    zeros = torch.ones(SIZE // 64, SIZE, 2, dtype=torch.bfloat16)
-    found = {
-        "torch bf16": rotating((half,), functional.linear),
-        "torch int8 per channel": rotating(
-            (eight, scale.bfloat16()), torch.ops.aten._weight_int8pack_mm
-        ),
-        "torch int4 g64": rotating(
-            (four, zeros),
-            lambda x, w, z: torch.ops.aten._weight_int4pack_mm_for_cpu(x, w, 64, z),
-        ),
-    }
-    for deviation_bits in (0, 4):
-        layout = Layout(SIZE, 4, deviation_bits, exponent=-10)
-        arguments = settings(layout)
-        found[f"phiquant 4+{deviation_bits}"] = rotating(
-            encode(weight, layout, "index"),
-            lambda x, *planes, arguments=arguments: phi.linear(x, *planes, None, SIZE, *arguments),
-        )
-    layout = Layout(SIZE, exponent=-10, stored_dtype=torch.bfloat16)
-    exact = settings(layout)
-    found["phiquant exact"] = rotating(
-        encode(half, layout), lambda x, *planes: phi.linear(x, *planes, None, SIZE, *exact)
-    )
-    return found
-
-
-def linear_times(repeats: int) -> list[dict[str, Any]]:
-    """Milliseconds a product of `rows` bf16 rows with SIZE x SIZE, everyone taking turns."""
-    rows = []
-    for many in LINEAR_ROWS:
-        x = torch.randn(many, SIZE, dtype=torch.bfloat16)
-        runs = contenders(torch.randn(SIZE, SIZE) * 0.02)
-        times: dict[str, list[float]] = {name: [] for name in runs}
-        for _ in range(repeats if many < 64 else max(repeats // 5, 5)):
-            for name, run in runs.items():
-                start = time.perf_counter()
-                run(x)
-                times[name].append(time.perf_counter() - start)
-        rows += [
-            {"rows": many, "what": name, "ms": statistics.median(t) * 1e3, "best_ms": min(t) * 1e3}
-            for name, t in times.items()
-        ]
-    return rows
-
-
-def verdicts(rates: list[dict[str, Any]], times: list[dict[str, Any]]) -> list[Verdict]:
-    speed = {(r["bits"], r["what"].partition(",")[0]): r["million_per_s"] for r in rates}
-    single = {row["what"]: row["ms"] for row in times if row["rows"] == 1}
+def results(
+    contenders: list[Contender], errors: dict[str, float], times: dict[str, Times], weights: int
+) -> list[dict[str, Any]]:
+    """What is stored of one shape and number of rows."""
+    median = {name: t.median for name, t in times.items()}
+    bandwidth_now = _READER_BYTES / median[_READER] / 1e9
     return [
-        Verdict("encode with the full search", 50.0, speed["4+4", "encode"], "M weights/s"),
-        Verdict("encode exactly", 40.0, speed["exact", "encode"], "M weights/s"),
-        Verdict("decode exactly", 250.0, speed["exact", "decode to bfloat16"], "M weights/s"),
-        *(
-            Verdict(f"one row, 4+{bits}, against bf16", 1.0, single["torch bf16"] / ms, "x")
-            for bits, ms in ((4, single["phiquant 4+4"]), (0, single["phiquant 4+0"]))
-        ),
+        {
+            "what": c.name,
+            "bits": c.read_bytes * 8 / weights,
+            "ms": median[c.name] * 1e3,
+            "best_ms": times[c.name].best * 1e3,
+            "error": errors[c.name],
+            **{
+                f"times_{key}": median[peer] / median[c.name] if peer in median else None
+                for key, peer in (("bf16", BF16), ("int8pack", INT8), ("int4pack", INT4))
+            },
+            "gb_per_s": c.read_bytes / median[c.name] / 1e9,
+            "of_bandwidth": c.read_bytes / median[c.name] / 1e9 / bandwidth_now,
+            "bandwidth_gb_per_s": bandwidth_now,
+        }
+        for c in contenders
     ]
 
 
-def main() -> None:
+def time_rows(
+    contenders: list[Contender],
+    runs: dict[str, Callable[[Tensor], Tensor]],
+    x: Tensor,
+    seconds: float,
+) -> tuple[dict[str, float], dict[str, Times]]:
+    """Errors of all contenders, checked, and their times, the reader's among them."""
+    inputs = {c.name: x.to(c.dtype) for c in contenders}
+    errors = {c.name: error(c, x) for c in contenders}
+    reader = bandwidth.product_reader(_READER_BYTES)
+    turns: dict[str, Callable[[], object]] = {
+        name: partial(run, inputs[name]) for name, run in runs.items()
+    }
+    return errors, take_turns({_READER: reader.run, **turns}, 5, seconds)
+
+
+def measure(
+    shapes: list[str],
+    many: list[int],
+    seconds: float,
+    progress: Callable[[str], None] = print,
+    cache: int | None = None,
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """One row of results for each shape, number of rows and contender; and who is missing.
+
+    Raises:
+        AssertionError: a contender's product is not that of its weights.
+    """
+    found: list[dict[str, Any]] = []
+    missing: list[str] = []
+    for shape in shapes:
+        outputs, inputs = map(int, shape.split("x"))
+        weight = torch.randn(outputs, inputs) * 0.02
+        contenders, missing = build(weight)
+        runs = {c.name: c.rotating(cache) for c in contenders}
+        for rows in many:
+            progress(f"{shape}, {rows} rows")
+            x = torch.randn(rows, inputs).bfloat16()
+            measured = results(
+                contenders, *time_rows(contenders, runs, x, seconds), outputs * inputs
+            )
+            found += [{"shape": shape, "rows": rows, **row} for row in measured]
+    return found, missing
+
+
+def report(found: list[dict[str, Any]]) -> str:
+    """A table for each shape and number of rows."""
+    keys = (
+        "what", "bits", "ms", "best_ms", "times_bf16", "times_int8pack", "times_int4pack",
+        "gb_per_s", "of_bandwidth",
+    )  # fmt: skip
+    parts = []
+    for shape, rows in dict.fromkeys((r["shape"], r["rows"]) for r in found):
+        chosen = [r for r in found if (r["shape"], r["rows"]) == (shape, rows)]
+        read = chosen[0]["bandwidth_gb_per_s"]
+        parts.append(f"\n{shape}, M = {rows}; memory gave {read:.1f} GB/s")
+        parts.append(table(_HEADER, ([r[key] for key in keys] for r in chosen)))
+    return "\n".join(parts)
+
+
+def summary(found: list[dict[str, Any]]) -> str:
+    """Speed in units of torch's bf16, geometric means over the shapes, a column for each M."""
+    many = list(dict.fromkeys(r["rows"] for r in found))
+    names = list(dict.fromkeys(r["what"] for r in found))
+
+    def mean(name: str, rows: int) -> float | None:
+        chosen = (r for r in found if (r["what"], r["rows"]) == (name, rows))
+        return targets.geometric_mean(r["times_bf16"] for r in chosen)
+
+    cells = ([name, *(mean(name, rows) for rows in many)] for name in names)
+    return table(["times bf16, all shapes", *(f"M = {rows}" for rows in many)], cells)
+
+
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="also write the results there")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=50)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    shapes = f"outputs x inputs, as 4096x14336, or one of {', '.join(SHAPES)}"
+    parser.add_argument("--shapes", nargs="+", default=["default"], help=shapes)
+    parser.add_argument("--rows", nargs="+", type=int, default=list(ROWS))
+    seconds = f"for each shape and number of rows; default: {SECONDS:g}"
+    parser.add_argument("--seconds", type=float, default=SECONDS, help=seconds)
     options = parser.parse_args()
     if not ops.compiled:
         parser.error("the compiled kernels are not built")
+    options.shapes = [each for name in options.shapes for each in SHAPES.get(name, (name,))]
+    return options
+
+
+def main() -> None:
+    options = arguments()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     with torch.inference_mode():
-        verify()
-        rates = codec_rates(max(options.repeats // 10, 3))
-        times = linear_times(options.repeats)
+        found, missing = measure(options.shapes, options.rows, options.seconds)
     about = environment("benchmarks.kernels")
-    print(json.dumps(about, indent=1))
-    header = ["bits", "what", "M weights/s"]
-    print(table(header, ([r["bits"], r["what"], r["million_per_s"]] for r in rates)), end="\n\n")
-    header = ["rows", "what", "median ms", "best ms"]
-    print(table(header, ([r["rows"], r["what"], r["ms"], r["best_ms"]] for r in times)))
-    print(*verdicts(rates, times), sep="\n")
+    about["last_level_cache"] = bandwidth.last_level_cache()
+    about["torch bf16 path"] = {rows: linear_path(rows, options.threads) for rows in options.rows}
+    print(json.dumps(about, indent=1), report(found), "", summary(found), "", sep="\n")
+    print(*targets.verdicts(found), *(f"not measured: {reason}" for reason in missing), sep="\n")
     if options.json:
-        save(options.json, {"environment": about, "codec": rates, "linear": times})
+        save(options.json, {"environment": about, "linear": found, "missing": missing})
 
 
 if __name__ == "__main__":
