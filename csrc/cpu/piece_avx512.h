@@ -127,13 +127,14 @@ PHIQUANT_INLINE void rank_scales(const Scales& scales, const FirstEdges& first, 
   out->covered = 0;
   for (int i = 0; i < count; i += kLanes) {
     const vi bits = load<vi>(scales.scale + i), bend = load<vi>(scales.bend + i);
-    const vi exponent = bits >> 23 & 255, lower = kTableExponent - exponent;
+    const vi exponent = bits >> 23 & 255;
+    const vu lower = (vu)(kTableExponent - exponent);
     const vf edge = (vf)_mm512_permutexvar_ps((__m512i)bend, load<__m512>(first.edge));
-    const vi spare = (vi)(edge * absolute((vf)bits)) >> 16;
+    const vu spare = (vu)(edge * absolute((vf)bits)) >> 16;
     store(out->table + i, bend << 7 | (bits >> 16 & 127));
     store(out->less + i, lower << 7 | lower << 23);
-    store(out->low + i, (spare & 255) * 0x01010101);
-    store(out->high + i, (spare >> 8) * 0x01010101);
+    store(out->low + i, (spare & 255) * 0x01010101u);
+    store(out->high + i, (spare >> 8) * 0x01010101u);
     store(out->above + i, (vi)(bits >= 0) & static_cast<int32_t>(0x80808080));
     const vi outside = (exponent < kLeastExponent) | (exponent > kTableExponent);
     out->covered |= uint64_t{_mm512_movepi32_mask((__m512i)~outside)} << i;

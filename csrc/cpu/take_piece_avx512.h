@@ -53,7 +53,7 @@ static PieceRests take_wide_piece(BitReader* reader, __m512i width) {
           _mm512_permutex2var_epi8(first, high, second)};
 }
 
-// The next 64 remainders of the widths of a piece, at most 14 bits each. 24 instructions.
+// The next 64 remainders of the widths of a piece, at most 14 bits each. 23 instructions.
 PHIQUANT_INLINE PieceRests take_piece(const TakeConstants& constants, BitReader* reader,
                                       __m512i width) {
   alignas(64) static constexpr uint64_t kBits[8] = {0, 1, 2, 3, 4, 5, 6, 7};
