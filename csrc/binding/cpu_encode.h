@@ -110,7 +110,7 @@ inline std::tuple<Tensor, Tensor, Tensor, Tensor> encode(Tensor weight, Optional
                         static_cast<int16_t*>(scale.mutable_data_ptr())};
   const Kernels& set = kernels();
   const Status status =
-      over_rows(product(leading), layout.columns * 16,
+      over_rows(product(leading), layout.columns * 16, 1,
                 [&](int64_t begin, int64_t end) { return set.encode(task, begin, end); });
   if (status == Status::kNotFinite)
     fail("weight: holds a NaN or an infinity, expected finite values");

@@ -25,7 +25,7 @@ inline Tensor product_of(const LinearArguments& given, bool int8) {
     return int8_linear(given);
   }
   if (set.tiles != nullptr && kind == Dtype::kBFloat16) {
-    if (lossy && set.tiles->takes(given.layout, false)) {
+    if (lossy && set.tiles->takes(given.layout, false) && given.m <= set.tiles->most_rows) {
       const bool few = given.m < set.tiles->least_rows(given.layout, false);
       return few ? fused_linear(given) : tile_linear(given, false);
     }

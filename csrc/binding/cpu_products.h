@@ -8,6 +8,8 @@ namespace phiquant::cpu {
 
 inline constexpr int64_t kBlockBytes = int64_t{8} << 20;  // of decoded weights at a time
 
+inline constexpr int64_t kTileRows = 16;  // of the weight, which kernels take together
+
 struct LinearArguments {
   Layout layout;
   CheckedPlanes planes;
@@ -53,7 +55,7 @@ inline Tensor fused_linear(const LinearArguments& given) {
                        given.m,
                        given.out_features};
   const Status status =
-      over_rows(given.out_features, layout.columns,
+      over_rows(given.out_features, layout.columns, kTileRows,
                 [&](int64_t begin, int64_t end) { return set.fused(task, begin, end); });
   if (status == Status::kBadWord) fail_word(layout);
   return out;
@@ -94,7 +96,7 @@ inline Tensor tile_linear(const LinearArguments& given, bool int8) {
                       factors, data<float>(bias),      out.mutable_data_ptr(),
                       given.m, given.out_features};
   const Status status =
-      over_rows(given.out_features, layout.columns,
+      over_rows(given.out_features, layout.columns, kTileRows,
                 [&](int64_t begin, int64_t end) { return tiles.multiply(task, begin, end); });
   if (status == Status::kBadWord) fail_word(layout);
   return out;
@@ -113,7 +115,7 @@ inline Tensor int8_linear(const LinearArguments& given) {
 inline Tensor decoded_linear(const LinearArguments& given) {
   const DecodedKernels& set = *kernels().decoded;
   const Layout& layout = given.layout;
-  const int64_t columns = layout.columns, size = size_of(set.weight);
+  const int64_t columns = layout.columns, size = size_of(set.weight), most = set.rows(columns);
   const Dtype kind = dtype_of("x", given.x.scalar_type());
   // Whole vectors, and a line more, so that rows do not compete for the same places in the cache.
   const int64_t stride = (columns + 63) / 64 * 64 + 32;
@@ -126,14 +128,14 @@ inline Tensor decoded_linear(const LinearArguments& given) {
     set.prepare(columns, kind, given.x.const_data_ptr(), given.m, x);
   }
   Failure failure;
-  over_rows(given.out_features, columns, [&](int64_t begin, int64_t end) {
-    auto* memory = static_cast<uint8_t*>(scratch<Scratch::kWeight>(set.rows * stride * size));
-    for (int64_t i = 0; i < set.rows; i++) {
+  over_rows(given.out_features, columns, most, [&](int64_t begin, int64_t end) {
+    auto* memory = static_cast<uint8_t*>(scratch<Scratch::kWeight>(most * stride * size));
+    for (int64_t i = 0; i < most; i++) {
       std::memset(memory + (i * stride + columns) * size, 0,
                   static_cast<size_t>((stride - columns) * size));
     }
-    for (int64_t first = begin; first < end; first += set.rows) {
-      const int64_t rows = std::min(set.rows, end - first);
+    for (int64_t first = begin; first < end; first += most) {
+      const int64_t rows = std::min(most, end - first);
       const DecodeTask task{
           layout, planes_from(given, first),    nullptr, golden_table(layout), set.weight, memory,
           stride, remainder_from(given, first), nullptr};

@@ -7,7 +7,7 @@ namespace phiquant::cpu {
 
 inline void run_remainder(const RemainderTask& task, int64_t rows,
                           Status (*kernel)(const RemainderTask&, int64_t, int64_t)) {
-  const Status status = over_rows(rows, task.layout.columns, [&](int64_t begin, int64_t end) {
+  const Status status = over_rows(rows, task.layout.columns, 1, [&](int64_t begin, int64_t end) {
     return kernel(task, begin, end);
   });
   if (status == Status::kBadWord) fail_word(task.layout);

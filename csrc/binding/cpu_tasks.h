@@ -68,16 +68,25 @@ inline const float* golden_table(const Layout& layout) {
   return golden_levels(layout.index_bits, layout.deviation_bits).data();
 }
 
-inline int64_t rows_per_thread(int64_t columns) { return kGrain / columns + 1; }
+inline int64_t rounded_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
-// run(begin, end) over all rows, with denormals; the worst status of all ranges.
+// run(begin, end) over all rows, with denormals; the worst status of all ranges. Threads take
+// ranges as they get done, for cores are rarely equally fast: some are smaller, and some have a
+// neighbour. `unit`: ranges are multiples of so many rows, but for the last.
 template <class Run>
-Status over_rows(int64_t rows, int64_t columns, Run run) {
+Status over_rows(int64_t rows, int64_t columns, int64_t unit, Run run) {
+  constexpr int64_t kTurns = 8;
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t least = std::max(kGrain / columns + 1, rows / (threads * kTurns));
+  const int64_t range = rounded_up(least, unit), tasks = (rows + range - 1) / range;
   std::atomic<Status> status{Status::kOk};
-  torch::stable::parallel_for(0, rows, rows_per_thread(columns), [&](int64_t begin, int64_t end) {
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, std::min(threads, tasks), 1, [&](int64_t, int64_t) {
     const DenormalsKept denormals;
-    const Status mine = run(begin, end);
-    if (mine != Status::kOk) status = mine;
+    for (int64_t begin = next.fetch_add(range); begin < rows; begin = next.fetch_add(range)) {
+      const Status mine = run(begin, std::min(begin + range, rows));
+      if (mine != Status::kOk) status = mine;
+    }
   });
   return status;
 }
@@ -123,7 +132,7 @@ inline Status decode_range(const DecodeTask& task, int64_t begin, int64_t end, F
 // `rows` rows to task.out. Ranges stop at their first bad block; the first of all is named.
 inline void decode_rows(const DecodeTask& task, int64_t rows) {
   Failure failure;
-  over_rows(rows, task.layout.columns,
+  over_rows(rows, task.layout.columns, 1,
             [&](int64_t begin, int64_t end) { return decode_range(task, begin, end, &failure); });
   failure.raise(task.layout);
 }

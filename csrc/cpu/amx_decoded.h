@@ -30,10 +30,10 @@ static void prepare_decoded(int64_t columns, Dtype, const void* x, int64_t m, ui
 // Up to 32 rows of weights with up to two blocks of x: sums of tile 2 r + b are those of rows
 // 16 r .. with block b. `second`, `wide`: whether there are rows or a block beyond the first 16.
 template <bool second, bool wide>
-PHIQUANT_INLINE void multiply_decoded_tiles(const DecodedTask& task, const uint8_t* x,
+PHIQUANT_INLINE void multiply_decoded_tiles(const DecodedTask& task, int64_t row, const uint8_t* x,
                                             float sums[4][kTileRows * kWidest]) {
   const int64_t stride = task.stride * 2, steps = decoded_steps(task.columns);
-  const uint8_t* weight = static_cast<const uint8_t*>(task.weight);
+  const uint8_t* weight = static_cast<const uint8_t*>(task.weight) + row * stride;
   const uint8_t* below = weight + kTileRows * stride;
   const uint8_t* other = x + steps * kPairBytes;
   _tile_zero(0);
@@ -60,34 +60,46 @@ PHIQUANT_INLINE void multiply_decoded_tiles(const DecodedTask& task, const uint8
   _tile_stored(3, sums[3], 64);
 }
 
+// As many rows as half of a core's cache holds beside rows of x, for x comes from far.
+static int64_t decoded_rows(int64_t columns) {
+  constexpr int64_t kBytes = int64_t{1} << 20, kMost = 128, kLeast = 2 * kTileRows;
+  const int64_t rows = kBytes / (columns * 2) / kLeast * kLeast;
+  return rows < kLeast ? kLeast : rows > kMost ? kMost : rows;
+}
+
+// Rows [row, row + rows) of the task's, at most 32, with up to 32 rows of x from `first` on.
+PHIQUANT_INLINE void multiply_decoded_part(const DecodedTask& task, int64_t row, int64_t first) {
+  alignas(64) float sums[4][kTileRows * kWidest];
+  const uint8_t* x = task.x + first / kWidest * decoded_steps(task.columns) * kPairBytes;
+  const bool wide = task.m - first > kWidest;
+  if (task.rows - row > kTileRows) {
+    wide ? multiply_decoded_tiles<true, true>(task, row, x, sums)
+         : multiply_decoded_tiles<true, false>(task, row, x, sums);
+  } else {
+    wide ? multiply_decoded_tiles<false, true>(task, row, x, sums)
+         : multiply_decoded_tiles<false, false>(task, row, x, sums);
+  }
+  for (int tile = 0; tile < 4; tile++) {
+    const int64_t from = row + tile / 2 * kTileRows, at = first + tile % 2 * kWidest;
+    const int64_t rows = task.rows - from, count = task.m - at;
+    if (rows <= 0 || count <= 0) continue;
+    store_sums<kWidest>(sums[tile], task.bias, nullptr, task.row + from,
+                        rows < kTileRows ? rows : kTileRows, at, count < kWidest ? count : kWidest,
+                        task.out_features, static_cast<uint16_t*>(task.out));
+  }
+}
+
 static void multiply_decoded(const DecodedTask& task) {
   const Tiles tiles(kWidest);
-  alignas(64) float sums[4][kTileRows * kWidest];
-  const bool second = task.rows > kTileRows;
-  const int64_t steps = decoded_steps(task.columns);
+  before_tile_loads();
   for (int64_t first = 0; first < task.m; first += 2 * kWidest) {
-    const uint8_t* x = task.x + first / kWidest * steps * kPairBytes;
-    const bool wide = task.m - first > kWidest;
-    before_tile_loads();
-    if (second) {
-      wide ? multiply_decoded_tiles<true, true>(task, x, sums)
-           : multiply_decoded_tiles<true, false>(task, x, sums);
-    } else {
-      wide ? multiply_decoded_tiles<false, true>(task, x, sums)
-           : multiply_decoded_tiles<false, false>(task, x, sums);
-    }
-    for (int tile = 0; tile < 4; tile++) {
-      const int64_t row = tile / 2 * kTileRows, at = first + tile % 2 * kWidest;
-      const int64_t rows = task.rows - row, count = task.m - at;
-      if (rows <= 0 || count <= 0) continue;
-      store_sums<kWidest>(
-          sums[tile], task.bias, nullptr, task.row + row, rows < kTileRows ? rows : kTileRows, at,
-          count < kWidest ? count : kWidest, task.out_features, static_cast<uint16_t*>(task.out));
+    for (int64_t row = 0; row < task.rows; row += 2 * kTileRows) {
+      multiply_decoded_part(task, row, first);
     }
   }
 }
 
-static constexpr DecodedKernels kDecodedKernels{Dtype::kBFloat16, 2 * kTileRows,
+static constexpr DecodedKernels kDecodedKernels{Dtype::kBFloat16, decoded_rows,
                                                 takes_decoded,    decoded_x_bytes,
                                                 prepare_decoded,  multiply_decoded};
 

@@ -10,10 +10,8 @@ static bool takes(const Layout& layout, bool int8) {
   return has_nibbles(layout) && (!int8 || (layout.deviation_bits == 0 && layout.group_size >= 64));
 }
 
-// One row with indices alone is as fast in fp32 arithmetic.
-static int64_t least_rows(const Layout& layout, bool int8) {
-  return layout.deviation_bits == 0 && !int8 ? 2 : 1;
-}
+// One row is faster in fp32 arithmetic, which reads memory from end to end.
+static int64_t least_rows(const Layout&, bool int8) { return int8 ? 1 : 2; }
 
 // Groups of 64 are worth a variant for every width; others pad x to 16 rows.
 PHIQUANT_INLINE int width_of(const Layout& layout, int64_t m) {
@@ -102,6 +100,7 @@ static Status multiply(const TileTask& task, int64_t begin, int64_t end) {
   return good ? Status::kOk : Status::kBadWord;
 }
 
-static constexpr TileKernels kTileKernels{takes, least_rows, x_bytes, prepare_tiles, multiply};
+static constexpr TileKernels kTileKernels{takes,   least_rows,    2 * kWidest,
+                                          x_bytes, prepare_tiles, multiply};
 
 }  // namespace phiquant::cpu::PHIQUANT_ISA

@@ -119,8 +119,8 @@ class Product {
     }
   }
 
-  // Memory is asked for the 16 rows after these from their first byte to their last: in the order in
-  // which they are used, some bytes of every row, it delivers half as fast.
+  // Memory is asked for the 16 rows after these from their first byte to their last: in the order
+  // in which they are used, some bytes of every row, it delivers half as fast.
   PHIQUANT_MEMBER void ask_for_next(const Batch& batch, int64_t i) {
     const int64_t next = (batch.row + kTileRows) * groups_;
     const int64_t from = (next + batch.group * kTileRows + i * kBatch) * kBytes;

@@ -58,7 +58,9 @@ static void multiply_decoded(const DecodedTask& task) {
   for (; first < task.m; first++) multiply_rows<1>(task, first);
 }
 
-static constexpr DecodedKernels kDecodedKernels{
-    Dtype::kFloat32, 16, takes_decoded, decoded_x_bytes, prepare_decoded, multiply_decoded};
+static int64_t decoded_rows(int64_t) { return 16; }
+
+static constexpr DecodedKernels kDecodedKernels{Dtype::kFloat32, decoded_rows,    takes_decoded,
+                                                decoded_x_bytes, prepare_decoded, multiply_decoded};
 
 }  // namespace phiquant::cpu::PHIQUANT_ISA

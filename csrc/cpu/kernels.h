@@ -160,8 +160,8 @@ enum class Status : int32_t { kOk, kBadWord, kNotFinite, kOutside, kApart, kBadR
 
 // How rows of x meet decoded weights.
 struct DecodedKernels {
-  Dtype weight;  // dtype that they are decoded to
-  int64_t rows;  // of the weight that a call takes at most
+  Dtype weight;                      // dtype that they are decoded to
+  int64_t (*rows)(int64_t columns);  // of the weight that a call takes at most
   bool (*takes)(Dtype x, int64_t m);
   int64_t (*x_bytes)(int64_t columns, int64_t m);
   void (*prepare)(int64_t columns, Dtype dtype, const void* x, int64_t m, uint8_t* to);
@@ -174,6 +174,8 @@ struct TileKernels {
   bool (*takes)(const Layout& layout, bool int8);
   // From how many rows of x on it is the faster way.
   int64_t (*least_rows)(const Layout& layout, bool int8);
+  // Up to how many; for more, rows of the weight are better decoded first. Of int8 there is no end.
+  int64_t most_rows;
   // Bytes of prepared rows, and the rows; where factors are given, of int8 with a factor each.
   int64_t (*x_bytes)(const Layout& layout, int64_t m, bool int8);
   void (*prepare)(const Layout& layout, const void* x, int64_t m, uint8_t* to, float* factors);

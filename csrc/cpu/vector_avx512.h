@@ -32,7 +32,7 @@ PHIQUANT_INLINE void floats_to_halves(uint16_t* to, vf value) {
 }
 
 PHIQUANT_INLINE void prefetch(const uint8_t* from) {
-  _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T0);
+  _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T1);
 }
 
 }  // namespace phiquant::cpu::PHIQUANT_ISA
