@@ -16,7 +16,9 @@ from benchmarks.llama_cpp_api import FILE_TYPES
 from benchmarks.llama_cpp_worker import Worker
 from benchmarks.unavailable import Unavailable
 
-TOLERANCES = {"BF16": 0.05, "F16": 0.05, "Q8_0": 0.1, "Q4_K_M": 0.6, "Q4_0": 0.6}
+# Four bits a weight change logits much, above all those of random weights; unrelated logits are off
+# by 1.4. That names, rotations and norms are right is told by the bf16 file.
+TOLERANCES = {"BF16": 0.05, "F16": 0.05, "Q8_0": 0.1, "Q4_K_M": 0.8, "Q4_0": 0.8}
 
 
 class LlamaCpp:
