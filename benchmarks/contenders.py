@@ -7,7 +7,7 @@ A new contender is one more function in `BUILDERS`: it gets the fp32 weight and 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 from typing import Any
 
@@ -191,12 +191,24 @@ def planes_of(weight: Tensor, name: str, layout: Layout, fit: str, **options: An
     return Contender(name, product, tuple(planes), dequantize)
 
 
+def int8_activations(weight: Tensor) -> Contender:
+    """The index plane with rows of x rounded to int8: off by about a hundredth."""
+    layout = Layout(weight.shape[1], 4, 0, exponent=-10)
+    plain = planes_of(weight, INT8_ACTIVATION, layout, "index")
+
+    def product(x: Tensor, *planes: Tensor) -> Tensor:
+        return phi.linear_int8(x, *planes, None, layout.columns, *settings(layout))
+
+    return replace(plain, product=product, tolerance=0.03)
+
+
 def phiquant(weight: Tensor) -> Iterator[Contender]:
     columns = weight.shape[1]
     for bits in (0, 2, 4, 8):
         layout = Layout(columns, 4, bits, exponent=-10)
         name = f"{INDEX}+{bits}" if bits else INDEX
         yield planes_of(weight, name, layout, "joint" if bits else "index")
+    yield int8_activations(weight)
     layout = Layout(columns, exponent=-10, stored_dtype=torch.bfloat16)
     yield planes_of(weight.bfloat16(), EXACT, layout, "joint")
 

@@ -93,13 +93,31 @@ def _tell_instruction_set(result: Diagnosis, about: dict[str, Any]) -> None:
     result.found["CPU features"] = ", ".join(has) or "none that this build asks for"
     if about["chosen"] != best:
         result.remedies.append(f"unset PHIQUANT_ISA: this CPU has {best}, which is faster")
+    _tell_products(result, about)
+
+
+def _tell_products(result: Diagnosis, about: dict[str, Any]) -> None:
+    """Which way a product goes, by tier, dtype and rows of its input."""
+    tiles, found = about["tiles"], result.found
     for bits, rows in about["fused_rows"].items():
         kind = "index" if bits == "0" else f"index + deviation {bits}"
-        result.found[f"products, {kind}"] = (
-            f"up to {rows} rows of the input: decoded in registers; more rows: decoded in blocks, "
-            "multiplied by torch"
-        )
-    result.found["products, exact"] = "decoded in blocks, multiplied by torch"
+        plain = f"up to {rows} rows: codes in registers; more: blocks are decoded for torch"
+        if tiles is None:
+            found[f"products, {kind}"] = plain
+            continue
+        here = f"on the matrix unit, decoded for it above {tiles['most']}"
+        bf16 = f"{tiles['least']} rows or more: {here}; fewer: codes in registers"
+        if bits not in ("0", "4"):
+            bf16 = "rows of the weight are decoded for the matrix unit"
+        found[f"products, {kind}"] = f"bf16 input: {bf16}. fp32, fp16: {plain}"
+    few = "up to 16 rows: rows are decoded for the cache; more: blocks are decoded for torch"
+    bf16 = "bf16 input: rows of the weight are decoded for the matrix unit. fp32, fp16: "
+    found["products, exact"] = few if tiles is None else bf16 + few
+    found["int8 activations"] = (
+        "no kernel for them here: they change nothing"
+        if tiles is None
+        else "index plane, groups of 64 or 128: on the matrix unit, one row in VNNI"
+    )
 
 
 def _tell_threads(result: Diagnosis) -> None:

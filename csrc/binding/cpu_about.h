@@ -49,10 +49,20 @@ inline std::string fused_text() {
   return "{" + joined(parts) + "}";
 }
 
+// Which rows of bf16 meet codes on a matrix unit; null where there is none.
+inline std::string tiles_text() {
+  const TileKernels* tiles = kernels().tiles;
+  if (tiles == nullptr) return "null";
+  const Layout layout = make_layout(4096, 4, 4, 64, "phi", 0);
+  return "{\"least\": " + std::to_string(tiles->least_rows(layout, false)) +
+         ", \"most\": " + std::to_string(tiles->most_rows) + "}";
+}
+
 inline std::string isa() {
   std::string text = "{\"features\": " + features_text() + ", \"sets\": " + sets_text();
   try {
-    text += ", \"chosen\": " + quoted(kernels().name) + ", \"fused_rows\": " + fused_text();
+    text += ", \"chosen\": " + quoted(kernels().name) + ", \"fused_rows\": " + fused_text() +
+            ", \"tiles\": " + tiles_text();
   } catch (const std::invalid_argument& error) {  // PHIQUANT_ISA names none of them
     text += ", \"error\": " + quoted(error.what());
   }

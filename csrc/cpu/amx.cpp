@@ -3,11 +3,11 @@
 #if defined(__clang__)
 #pragma clang attribute push(                                                                     \
     __attribute__((target("avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512vbmi,avx2,fma,f16c," \
-                          "amx-tile,amx-bf16,amx-int8"))),                                        \
+                          "avx512vnni,amx-tile,amx-bf16,amx-int8"))),                             \
     apply_to = function)
 #else
 #pragma GCC target( \
-    "avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512vbmi,avx2,fma,f16c,amx-tile,amx-bf16,amx-int8")
+    "avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512vbmi,avx2,fma,f16c,avx512vnni,amx-tile,amx-bf16,amx-int8")
 #endif
 
 // GCC 12 takes its own _mm512_undefined_* for a mistake.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "amx_decoded.h"
+#include "amx_int8_row.h"
 #include "amx_product.h"
 
 namespace phiquant::cpu::PHIQUANT_ISA {
@@ -20,7 +21,8 @@ PHIQUANT_INLINE int width_of(const Layout& layout, int64_t m) {
 
 static int64_t x_bytes(const Layout& layout, int64_t m, bool int8) {
   const int width = width_of(layout, m);
-  return (m + width - 1) / width * steps_of(layout, int8) * kTileRows * width * 4;
+  const int64_t bytes = (m + width - 1) / width * steps_of(layout, int8) * kTileRows * width * 4;
+  return int8 ? bytes + sums_bytes(layout) : bytes;
 }
 
 struct Prepare {
@@ -47,6 +49,9 @@ struct Prepare {
       }
       std::memset(block + written, 0, static_cast<size_t>(size - written));
     }
+    if constexpr (operand == Operand::kInt8 && width == 1) {
+      sum_groups(layout, to, reinterpret_cast<float*>(to + size));
+    }
     return true;
   }
 };
@@ -57,7 +62,11 @@ struct Multiply {
 
   template <Operand operand, int group_size, int width>
   PHIQUANT_MEMBER bool run() const {
-    return multiply_rows<operand, group_size, width>(task, begin, end);
+    if constexpr (operand == Operand::kInt8 && width == 1) {
+      return multiply_int8_row(task, begin, end);
+    } else {
+      return multiply_rows<operand, group_size, width>(task, begin, end);
+    }
   }
 };
 

@@ -10,10 +10,14 @@ namespace phiquant::cpu::PHIQUANT_ISA {
 inline constexpr int kBatch = 4;    // groups that are multiplied at once
 inline constexpr int kWidest = 16;  // rows of x in a block
 
-// How many tiles the columns of a row take: whole batches of groups.
+// Groups in whole batches.
+PHIQUANT_INLINE int64_t rounded_groups(const Layout& layout) {
+  return (groups_of(layout) + kBatch - 1) / kBatch * kBatch;
+}
+
+// How many tiles the columns of a row take.
 PHIQUANT_INLINE int64_t steps_of(const Layout& layout, bool int8) {
-  const int64_t batches = (groups_of(layout) + kBatch - 1) / kBatch;
-  return batches * kBatch * layout.group_size / (int8 ? 64 : 32);
+  return rounded_groups(layout) * layout.group_size / (int8 ? 64 : 32);
 }
 
 // As many rows as a block holds: a power of two.

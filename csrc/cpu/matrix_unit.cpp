@@ -15,9 +15,10 @@ namespace {
 bool has_instructions() {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return false;
+  constexpr unsigned kVnni = 1u << 11;  // of ecx; there is no CPU with AMX and without it
   constexpr unsigned kBFloat16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25;
   constexpr unsigned kAll = kBFloat16 | kTile | kInt8;
-  return (edx & kAll) == kAll;
+  return (edx & kAll) == kAll && (ecx & kVnni) != 0;
 }
 
 bool is_granted() {

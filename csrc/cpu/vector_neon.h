@@ -13,6 +13,11 @@ PHIQUANT_INLINE vf multiply_add(vf a, vf b, vf c) {
 PHIQUANT_INLINE vf minimum(vf a, vf b) { return (vf)vminq_f32((float32x4_t)a, (float32x4_t)b); }
 PHIQUANT_INLINE vf maximum(vf a, vf b) { return (vf)vmaxq_f32((float32x4_t)a, (float32x4_t)b); }
 PHIQUANT_INLINE bool any(vi mask) { return vmaxvq_u32((uint32x4_t)mask) != 0; }
+PHIQUANT_INLINE uint32_t lanes_of(vi mask) {
+  const uint32x4_t bit = {1, 2, 4, 8};
+  return vaddvq_u32(vandq_u32((uint32x4_t)mask, bit));
+}
+PHIQUANT_INLINE vf larger_size(vf a, vf b) { return maximum(absolute(a), absolute(b)); }
 PHIQUANT_INLINE vi bit_length(vi number) { return 32 - (vi)vclzq_s32((int32x4_t)number); }
 // Four loads: 128 bytes of table are eight registers and two of the slowest `tbl`, every time.
 PHIQUANT_INLINE vf lookup(const float* table, vi place) {
