@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks import codec_rates, contenders, kernels, targets
-from benchmarks.contenders import BF16, INDEX, INT4
+from benchmarks.contenders import BF16, INDEX, INT4, INT8_ACTIVATION
 from benchmarks.torch_path import implementation, linear_path
 from benchmarks.unavailable import Unavailable
 from phiquant import ops
@@ -47,7 +47,7 @@ def test_main(
     cases = {(row["shape"], row["rows"]) for row in stored["linear"]}
     assert cases == {(shape, rows) for shape in ("64x256", "96x128") for rows in (1, 8)}
     for row in stored["linear"]:
-        assert row["error"] < 5e-3
+        assert row["error"] < (0.03 if row["what"] == INT8_ACTIVATION else 5e-3)
         assert row["best_ms"] <= row["ms"]
         assert row["times_bf16"] > 0
         assert row["of_bandwidth"] == pytest.approx(row["gb_per_s"] / row["bandwidth_gb_per_s"])

@@ -103,7 +103,7 @@ void encode(const Layout& layout, int64_t rows, Dtype dtype) {
   const Fit fit = static_cast<Fit>(read_number());
   const int64_t price = read_number();  // below 0: no remainders
   const Array weight, importance;
-  const SearchTables tables(layout);
+  const SearchTables tables(layout, price >= 0 && fit == Fit::kJoint);
   std::vector<uint8_t> index = room(rows * row_bytes(layout, layout.index_bits));
   std::vector<uint8_t> high = room(rows * row_bytes(layout, high_bits(layout)));
   std::vector<uint8_t> low = room(rows * row_bytes(layout, low_bits(layout)));
@@ -114,6 +114,7 @@ void encode(const Layout& layout, int64_t rows, Dtype dtype) {
                         weight.as<uint8_t>(),
                         importance.as<float>(),
                         tables.inverse.data(),
+                        tables.scan,
                         tables.levels,
                         tables.index_levels,
                         tables.edges,
@@ -182,8 +183,8 @@ void decode(const Layout& layout, int64_t rows, Dtype dtype) {
                             edges_of(layout)};
   std::vector<uint8_t> out = room(rows * layout.columns * size_of(dtype));
   int64_t bad_block = -1;
-  const DecodeTask task{layout, planes.pointers(), nullptr,   levels_of(layout),
-                        dtype,  out.data(),        remainder, &bad_block};
+  const DecodeTask task{layout,     planes.pointers(), nullptr,   levels_of(layout), dtype,
+                        out.data(), layout.columns,    remainder, &bad_block};
   const DenormalsKept denormals;
   write_status(kernels().decode(task, 0, rows));
   write_array(out);
