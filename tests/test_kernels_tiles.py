@@ -149,3 +149,16 @@ def test_bad_words_raise_on_the_matrix_unit() -> None:
         planes.scale[row, group] = 0
         with pytest.raises(ValueError, match="scale"):
             linear(torch.randn(9, 1100).bfloat16(), planes, None, layout)
+
+
+def test_torchs_own_use_of_the_matrix_unit_goes_on() -> None:
+    """Tiles are set up by whoever uses them: neither finds the other's."""
+    layout = Layout(512)
+    planes, weight = typical_planes(layout, 256), torch.randn(256, 512).bfloat16()
+    x = torch.randn(64, 512).bfloat16()
+    ours, theirs = linear(x, planes, None, layout), functional.linear(x, weight)
+    for m in (64, 3, 64, 1, 17):
+        assert torch.allclose(linear(x[:m], planes, None, layout), ours[:m], rtol=0.02, atol=0.1)
+        again = functional.linear(x, weight)
+        assert torch.equal(again, theirs)
+    assert torch.equal(linear(x, planes, None, layout), ours)
