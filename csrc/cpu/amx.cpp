@@ -1,5 +1,7 @@
 // The kernels for x86 with AMX: those of AVX-512, and products on the matrix unit.
-#if defined(__x86_64__)
+#include "matrix_unit.h"
+
+#if defined(PHIQUANT_HAS_AMX)
 #if defined(__clang__)
 #pragma clang attribute push(                                                                     \
     __attribute__((target("avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512vbmi,avx2,fma,f16c," \

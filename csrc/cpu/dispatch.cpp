@@ -18,9 +18,11 @@ const Kernels& kernels();
 namespace avx512 {
 const Kernels& kernels();
 }
+#if defined(PHIQUANT_HAS_AMX)
 namespace amx {
 const Kernels& kernels();
 }
+#endif
 #elif defined(__aarch64__)
 namespace neon {
 const Kernels& kernels();
@@ -41,10 +43,12 @@ struct Choice {
 const std::vector<Choice>& choices() {
   static const std::vector<Choice> all = {
 #if defined(__x86_64__)
+#if defined(PHIQUANT_HAS_AMX)
       {"amx",
        {"avx2", "fma", "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512vbmi",
         kMatrixUnit},
        amx::kernels},
+#endif
       {"avx512",
        {"avx2", "fma", "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512vbmi"},
        avx512::kernels},

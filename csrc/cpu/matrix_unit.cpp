@@ -1,6 +1,6 @@
 #include "matrix_unit.h"
 
-#if defined(__x86_64__) && defined(__linux__)
+#if defined(PHIQUANT_HAS_AMX)
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -8,7 +8,7 @@
 
 namespace phiquant::cpu {
 
-#if defined(__x86_64__) && defined(__linux__)
+#if defined(PHIQUANT_HAS_AMX)
 
 namespace {
 
