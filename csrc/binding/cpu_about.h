@@ -49,20 +49,23 @@ inline std::string fused_text() {
   return "{" + joined(parts) + "}";
 }
 
-// Which rows of bf16 meet codes on a matrix unit; null where there is none.
-inline std::string tiles_text() {
-  const TileKernels* tiles = kernels().tiles;
-  if (tiles == nullptr) return "null";
+// Which rows of bf16 meet codes in a form of their own, [least, most]; null where none do.
+inline std::string codes_text(const CodeKernels* way) {
+  if (way == nullptr) return "null";
   const Layout layout = make_layout(4096, 4, 4, 64, "phi", 0);
-  return "{\"least\": " + std::to_string(tiles->least_rows(layout, false)) +
-         ", \"most\": " + std::to_string(tiles->most_rows) + "}";
+  int64_t least = 1;
+  while (!way->takes(layout, least, false)) least++;
+  int64_t most = least;
+  while (way->takes(layout, most + 1, false)) most++;
+  return "{\"least\": " + std::to_string(least) + ", \"most\": " + std::to_string(most) + "}";
 }
 
 inline std::string isa() {
   std::string text = "{\"features\": " + features_text() + ", \"sets\": " + sets_text();
   try {
     text += ", \"chosen\": " + quoted(kernels().name) + ", \"fused_rows\": " + fused_text() +
-            ", \"tiles\": " + tiles_text();
+            ", \"integers\": " + codes_text(kernels().integers) +
+            ", \"tiles\": " + codes_text(kernels().tiles);
   } catch (const std::invalid_argument& error) {  // PHIQUANT_ISA names none of them
     text += ", \"error\": " + quoted(error.what());
   }

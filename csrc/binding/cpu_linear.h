@@ -21,16 +21,17 @@ inline Tensor product_of(const LinearArguments& given, bool int8) {
   if (dtype == ScalarType::Double) return double_linear(given);
   const Dtype kind = dtype_of("x", dtype);
   const bool lossy = !given.planes.stored.has_value() && !given.planes.exceptions.has_value();
-  if (int8 && set.tiles != nullptr && lossy && set.tiles->takes(given.layout, true)) {
-    return int8_linear(given);
-  }
-  if (set.tiles != nullptr && kind == Dtype::kBFloat16) {
-    if (lossy && set.tiles->takes(given.layout, false) && given.m <= set.tiles->most_rows) {
-      const bool few = given.m < set.tiles->least_rows(given.layout, false);
-      return few ? fused_linear(given) : tile_linear(given, false);
+  const bool half = kind == Dtype::kBFloat16;
+  if (lossy) {
+    if (const CodeKernels* way = int8 ? code_kernels(given, true) : nullptr) {
+      return int8_linear(*way, given);
     }
-  } else if (lossy && given.m <= set.fused_rows(given.layout)) {
-    return fused_linear(given);
+    if (const CodeKernels* way = half ? code_kernels(given, false) : nullptr) {
+      return code_linear(*way, given, false);
+    }
+    // Decoded weights meet bf16 on the matrix unit, which is faster than codes in fp32.
+    const bool dense = half && set.tiles != nullptr && given.m > 1;
+    if (!dense && given.m <= set.fused_rows(given.layout)) return fused_linear(given);
   }
   return set.decoded->takes(kind, given.m) ? decoded_linear(given) : blocked_linear(given);
 }

@@ -1,5 +1,6 @@
-// x . weight^T on the CPU, in four ways: codes meet x on the matrix unit, or in registers; or some
-// rows of the weight are decoded, for the caches, and multiplied; or blocks of them, by torch.
+// x . weight^T on the CPU, in four ways: codes meet x in a form of its own, on the matrix unit or
+// in integers; or x in fp32, in registers; or some rows of the weight are decoded, for the caches,
+// and multiplied; or blocks of them, by torch.
 #pragma once
 
 #include "cpu_tasks.h"
@@ -81,34 +82,43 @@ inline Remainder remainder_from(const LinearArguments& given, int64_t first) {
   return remainder;
 }
 
-// Codes meet rows of bf16 on the matrix unit, or of int8 that they are rounded to.
-inline Tensor tile_linear(const LinearArguments& given, bool int8) {
-  const TileKernels& tiles = *kernels().tiles;
+// The kernels that are for so many rows of bf16, or of int8 that they are rounded to; or null.
+inline const CodeKernels* code_kernels(const LinearArguments& given, bool int8) {
+  for (const CodeKernels* way : {kernels().tiles, kernels().integers}) {
+    if (way != nullptr && way->takes(given.layout, given.m, int8)) return way;
+  }
+  return nullptr;
+}
+
+// Codes meet rows of bf16 in a form of their own; by another way where that cannot hold them.
+inline Tensor code_linear(const CodeKernels& way, const LinearArguments& given, bool int8) {
   const Layout& layout = given.layout;
-  Tensor out = new_tensor({given.m, given.out_features}, given.x.scalar_type());
-  const OptionalTensor bias = float_bias_of(given);
-  const int64_t size = tiles.x_bytes(layout, given.m, int8);
+  const int64_t size = way.x_bytes(layout, given.m, int8);
   const int64_t more = int8 ? given.m * int64_t{sizeof(float)} : 0;
   auto* x = static_cast<uint8_t*>(scratch<Scratch::kX>(size + more));
   float* factors = int8 ? reinterpret_cast<float*>(x + size) : nullptr;
-  tiles.prepare(layout, given.x.const_data_ptr(), given.m, x, factors);
-  const TileTask task{layout,  pointers(given.planes), x,
+  if (!way.prepare(layout, given.x.const_data_ptr(), given.m, x, factors)) {
+    return fused_linear(given);
+  }
+  Tensor out = new_tensor({given.m, given.out_features}, given.x.scalar_type());
+  const OptionalTensor bias = float_bias_of(given);
+  const CodeTask task{layout,  pointers(given.planes), x,
                       factors, data<float>(bias),      out.mutable_data_ptr(),
                       given.m, given.out_features};
   const Status status =
       over_rows(given.out_features, layout.columns, kTileRows,
-                [&](int64_t begin, int64_t end) { return tiles.multiply(task, begin, end); });
+                [&](int64_t begin, int64_t end) { return way.multiply(task, begin, end); });
   if (status == Status::kBadWord) fail_word(layout);
   return out;
 }
 
 // Of any dtype: x is to be rounded anyway.
-inline Tensor int8_linear(const LinearArguments& given) {
+inline Tensor int8_linear(const CodeKernels& way, const LinearArguments& given) {
   const ScalarType dtype = given.x.scalar_type();
-  if (dtype == ScalarType::BFloat16) return tile_linear(given, true);
+  if (dtype == ScalarType::BFloat16) return code_linear(way, given, true);
   LinearArguments rounded = given;
   rounded.x = torch::stable::to(given.x, ScalarType::BFloat16);
-  return torch::stable::to(tile_linear(rounded, true), dtype);
+  return torch::stable::to(code_linear(way, rounded, true), dtype);
 }
 
 // Some rows of the weight at a time are decoded, for the caches, and multiplied.

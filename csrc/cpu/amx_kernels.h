@@ -2,17 +2,16 @@
 #pragma once
 
 #include "amx_decoded.h"
-#include "amx_int8_row.h"
 #include "amx_product.h"
 
 namespace phiquant::cpu::PHIQUANT_ISA {
 
-static bool takes(const Layout& layout, bool int8) {
-  return has_nibbles(layout) && (!int8 || (layout.deviation_bits == 0 && layout.group_size >= 64));
+// One row is faster in arithmetic that reads memory from end to end; for many, rows of the weight
+// are better decoded first.
+static bool takes(const Layout& layout, int64_t m, bool int8) {
+  if (!has_nibbles(layout) || m < 2) return false;
+  return int8 ? layout.deviation_bits == 0 && layout.group_size >= 64 : m <= 2 * kWidest;
 }
-
-// One row is faster in fp32 arithmetic, which reads memory from end to end.
-static int64_t least_rows(const Layout&, bool int8) { return int8 ? 1 : 2; }
 
 // Groups of 64 are worth a variant for every width; others pad x to 16 rows.
 PHIQUANT_INLINE int width_of(const Layout& layout, int64_t m) {
@@ -21,8 +20,7 @@ PHIQUANT_INLINE int width_of(const Layout& layout, int64_t m) {
 
 static int64_t x_bytes(const Layout& layout, int64_t m, bool int8) {
   const int width = width_of(layout, m);
-  const int64_t bytes = (m + width - 1) / width * steps_of(layout, int8) * kTileRows * width * 4;
-  return int8 ? bytes + sums_bytes(layout) : bytes;
+  return (m + width - 1) / width * steps_of(layout, int8) * kTileRows * width * 4;
 }
 
 struct Prepare {
@@ -49,24 +47,17 @@ struct Prepare {
       }
       std::memset(block + written, 0, static_cast<size_t>(size - written));
     }
-    if constexpr (operand == Operand::kInt8 && width == 1) {
-      sum_groups(layout, to, reinterpret_cast<float*>(to + size));
-    }
     return true;
   }
 };
 
 struct Multiply {
-  const TileTask& task;
+  const CodeTask& task;
   int64_t begin, end;
 
   template <Operand operand, int group_size, int width>
   PHIQUANT_MEMBER bool run() const {
-    if constexpr (operand == Operand::kInt8 && width == 1) {
-      return multiply_int8_row(task, begin, end);
-    } else {
-      return multiply_rows<operand, group_size, width>(task, begin, end);
-    }
+    return multiply_rows<operand, group_size, width>(task, begin, end);
   }
 };
 
@@ -77,8 +68,6 @@ static bool for_layout(const Layout& layout, int64_t m, const Action& action) {
     if (layout.group_size == 32) return action.template run<operand, 32, kWidest>();
   }
   switch (block_width(m)) {
-    case 1:
-      return action.template run<operand, 64, 1>();
     case 2:
       return action.template run<operand, 64, 2>();
     case 4:
@@ -97,19 +86,18 @@ static bool for_operand(const Layout& layout, int64_t m, bool int8, const Action
               : for_layout<Operand::kIndex>(layout, m, action);
 }
 
-static void prepare_tiles(const Layout& layout, const void* x, int64_t m, uint8_t* to,
+static bool prepare_tiles(const Layout& layout, const void* x, int64_t m, uint8_t* to,
                           float* factors) {
   const Prepare prepare{layout, static_cast<const uint16_t*>(x), m, to, factors};
-  for_operand(layout, m, factors != nullptr, prepare);
+  return for_operand(layout, m, factors != nullptr, prepare);
 }
 
-static Status multiply(const TileTask& task, int64_t begin, int64_t end) {
+static Status multiply(const CodeTask& task, int64_t begin, int64_t end) {
   const Multiply multiply{task, begin, end};
   const bool good = for_operand(task.layout, task.m, task.factors != nullptr, multiply);
   return good ? Status::kOk : Status::kBadWord;
 }
 
-static constexpr TileKernels kTileKernels{takes,   least_rows,    2 * kWidest,
-                                          x_bytes, prepare_tiles, multiply};
+static constexpr CodeKernels kTileKernels{takes, x_bytes, prepare_tiles, multiply};
 
 }  // namespace phiquant::cpu::PHIQUANT_ISA

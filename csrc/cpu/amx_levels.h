@@ -6,26 +6,12 @@
 #pragma once
 
 #include "amx_tiles.h"
-#include "nibbles_avx512.h"
+#include "operands_avx512.h"
 
 namespace phiquant::cpu::PHIQUANT_ISA {
 
-inline constexpr int kPiece = 64;             // weights that are unpacked at once
-inline constexpr float kInt8Levels = 127.0f;  // the int8 of level 1
-inline constexpr int kZeroCode = 120;         // of 4 + 4 bits: the first sub-cell above zero
-inline constexpr int kPositions = 136;        // sub-cells above zero; below it there are fewer
-
-enum class Operand { kIndex, kPosition, kInt8 };
-
-PHIQUANT_INLINE uint16_t to_bfloat16(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  return static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
-}
-
-PHIQUANT_INLINE float level_at(const Curve& curve, int bend, float p) {
-  return ((p * p) * curve.cubic[bend] + curve.line[bend]) * p;
-}
+inline constexpr int kZeroCode = 120;   // of 4 + 4 bits: the first sub-cell above zero
+inline constexpr int kPositions = 136;  // sub-cells above zero; below it there are fewer
 
 // Tables of all bends; a bend's begin at `table(bend)`.
 template <Operand operand>
@@ -85,38 +71,6 @@ struct Levels<Operand::kPosition> {
   }
   PHIQUANT_MEMBER const uint8_t* tables() const { return reinterpret_cast<const uint8_t*>(bends); }
 };
-
-// The place in its piece of 64 of every weight of an operand's two steps (of int8: its one).
-struct Order {
-  alignas(64) uint16_t place[kPiece];
-};
-
-inline constexpr Order kPlainOrder = [] {
-  Order order{};
-  for (int i = 0; i < kPiece; i++) order.place[i] = static_cast<uint16_t>(i);
-  return order;
-}();
-
-template <Operand operand, int group_size>
-constexpr Order order_of() {
-  Order order{};
-  for (int i = 0; i < kPiece; i++) {
-    const int lane = i % 32 / 8, within = i % 8, step = i / 32;
-    int place = 0;
-    if (group_size == 32) {
-      place = i / 32 * 32 + (i % 32 < 16 ? 2 * (i % 32) : 2 * (i % 32 - 16) + 1);
-    } else if (operand == Operand::kIndex) {
-      place = 2 * (i % 32) + i / 32;
-    } else if (operand == Operand::kInt8) {
-      place = i < 32 ? 2 * i : 2 * (i - 32) + 1;
-    } else {
-      const int byte = 16 * lane + 8 * step + within;
-      place = byte < 32 ? 2 * byte : 2 * (byte - 32) + 1;
-    }
-    order.place[i] = static_cast<uint16_t>(place);
-  }
-  return order;
-}
 
 // One group of one row of weights to `to`, the row's line in the group's first tile.
 template <Operand operand, int group_size>

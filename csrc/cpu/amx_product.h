@@ -30,7 +30,7 @@ class Product {
   static constexpr int kSums = kTileRows * width;
   static constexpr int kBytes = group_size / 2;
 
-  PHIQUANT_MEMBER Product(const TileTask& task, const uint8_t* tables)
+  PHIQUANT_MEMBER Product(const CodeTask& task, const uint8_t* tables)
       : task_(task),
         tables_(tables),
         groups_(groups_of(task.layout)),
@@ -204,7 +204,7 @@ class Product {
     std::memset(totals_, 0, sizeof totals_);
   }
 
-  const TileTask& task_;
+  const CodeTask& task_;
   const uint8_t* tables_;
   int64_t groups_, x_block_;  // bytes of one block of x
   bool good_ = true;
@@ -217,7 +217,7 @@ class Product {
 };
 
 template <Operand operand, int group_size, int width>
-static bool multiply_rows(const TileTask& task, int64_t begin, int64_t end) {
+static bool multiply_rows(const CodeTask& task, int64_t begin, int64_t end) {
   const Tiles tiles(width);
   const Levels<operand> levels(Curve::of(task.layout));
   Product<operand, group_size, width> product(task, levels.tables());

@@ -46,11 +46,12 @@ const std::vector<Choice>& choices() {
 #if defined(PHIQUANT_HAS_AMX)
       {"amx",
        {"avx2", "fma", "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512vbmi",
-        kMatrixUnit},
+        "avx512vnni", kMatrixUnit},
        amx::kernels},
 #endif
       {"avx512",
-       {"avx2", "fma", "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512vbmi"},
+       {"avx2", "fma", "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512vbmi",
+        "avx512vnni"},
        avx512::kernels},
       // Every CPU with AVX2 has F16C, which older compilers cannot ask for.
       {"avx2", {"avx2", "fma"}, avx2::kernels},
@@ -94,11 +95,11 @@ const std::vector<Feature>& features() {
   static const std::vector<Feature> all = {
 #if defined(__x86_64__)
 #define PHIQUANT_FEATURE(name) {name, __builtin_cpu_supports(name) != 0}
-      PHIQUANT_FEATURE("avx2"),         PHIQUANT_FEATURE("fma"),
-      PHIQUANT_FEATURE("avx512f"),      PHIQUANT_FEATURE("avx512bw"),
-      PHIQUANT_FEATURE("avx512cd"),     PHIQUANT_FEATURE("avx512dq"),
-      PHIQUANT_FEATURE("avx512vl"),     PHIQUANT_FEATURE("avx512vbmi"),
-      {kMatrixUnit, has_matrix_unit()},
+      PHIQUANT_FEATURE("avx2"),       PHIQUANT_FEATURE("fma"),
+      PHIQUANT_FEATURE("avx512f"),    PHIQUANT_FEATURE("avx512bw"),
+      PHIQUANT_FEATURE("avx512cd"),   PHIQUANT_FEATURE("avx512dq"),
+      PHIQUANT_FEATURE("avx512vl"),   PHIQUANT_FEATURE("avx512vbmi"),
+      PHIQUANT_FEATURE("avx512vnni"), {kMatrixUnit, has_matrix_unit()},
 #undef PHIQUANT_FEATURE
 #endif
   };

@@ -1,6 +1,7 @@
 // x . weight^T for few rows of x, weights unpacked in registers.
 #pragma once
 
+#include "apart.h"
 #include "fused.h"
 #include "nibbles_avx512.h"
 
@@ -35,7 +36,7 @@ struct Slopes {
   alignas(64) float line[kStretch];
   alignas(64) float cubic[kStretch];
 
-  PHIQUANT_MEMBER Slopes(const Curve& curve, const Scales& scales, int64_t count) {
+  PHIQUANT_MEMBER void set(const Curve& curve, const Scales& scales, int64_t count) {
     const __m512 lines = _mm512_castps256_ps512(_mm256_load_ps(curve.line));
     const __m512 cubics = _mm512_castps256_ps512(_mm256_load_ps(curve.cubic));
     for (int i = 0; i < count; i += kLanes) {
@@ -145,34 +146,58 @@ PHIQUANT_INLINE void add_positions(const uint8_t* index, const uint8_t* deviatio
 inline constexpr int kTile = 16;
 inline constexpr int kBlockFloats = 6144;  // of x
 
-// Groups from `start` on of one row, against m rows of x.
-template <int deviation_bits, int group_size, int m>
-PHIQUANT_INLINE bool add_stretch(const FusedTask& task, const FusedTables& tables, int64_t row,
-                                 int64_t start, int64_t count, const float* x, Sums<m>* total) {
-  const int64_t before = row * groups_of(task.layout) + start;
-  const uint8_t* index = task.planes.index + before * (group_size / 2);
-  const uint8_t* deviation =
-      deviation_bits == 0 ? index : task.planes.deviation + before * (group_size / 2);
-  Scales scales;
-  const bool good = read_words(task.layout, task.planes.scale + before, count, &scales);
-  const Slopes slopes(tables.curve, scales, deviation_bits == 0 ? 0 : count);
-  Sums<m> sums = *total;
-  for (int64_t i = 0; i < count; i++) {
-    prefetch(index + tables.ahead);
-    if (deviation_bits != 0) prefetch(deviation + tables.ahead);
-    if (deviation_bits == 0) {
-      const vf levels = load<vf>(tables.levels.level[scales.bend[i]]) * scales.scale[i];
-      add_indices<group_size, m>(index, levels, x, tables.padded, &sums);
-    } else {
-      add_positions<group_size, m>(index, deviation, splat(slopes.line[i]), splat(slopes.cubic[i]),
-                                   x, tables.padded, &sums);
+// Rows of the weight, `step` apart, and where a stretch of their groups begins.
+struct Stretch {
+  int64_t row, step, start, count;
+};
+
+// A stretch of so many rows of the weight, against m rows of x.
+template <int deviation_bits, int group_size, int m, int rows>
+PHIQUANT_INLINE bool add_stretch(const FusedTask& task, const FusedTables& tables,
+                                 const Stretch& stretch, const float* x, Sums<m>* totals) {
+  constexpr int kBytes = group_size / 2;
+  const uint8_t *index[rows], *deviation[rows];
+  Scales scales[rows];
+  Slopes slopes[deviation_bits == 0 ? 1 : rows];
+  Sums<m> sums[rows];
+  bool good = true;
+  for (int r = 0; r < rows; r++) {
+    const int64_t row = stretch.row + r * stretch.step;
+    const int64_t before = row * groups_of(task.layout) + stretch.start;
+    index[r] = task.planes.index + before * kBytes;
+    deviation[r] = deviation_bits == 0 ? nullptr : task.planes.deviation + before * kBytes;
+    good &= read_words(task.layout, task.planes.scale + before, stretch.count, &scales[r]);
+    if (deviation_bits != 0) slopes[r].set(tables.curve, scales[r], stretch.count);
+    sums[r] = totals[r];
+  }
+  for (int64_t i = 0; i < stretch.count; i++) {
+    for (int r = 0; r < rows; r++) {
+      const uint8_t* codes = index[r] + i * kBytes;
+      if (rows == 1) prefetch(codes + tables.ahead);
+      if (deviation_bits == 0) {
+        const vf levels = load<vf>(tables.levels.level[scales[r].bend[i]]) * scales[r].scale[i];
+        add_indices<group_size, m>(codes, levels, x, tables.padded, &sums[r]);
+      } else {
+        const uint8_t* low = deviation[r] + i * kBytes;
+        if (rows == 1) prefetch(low + tables.ahead);
+        add_positions<group_size, m>(codes, low, splat(slopes[r].line[i]),
+                                     splat(slopes[r].cubic[i]), x, tables.padded, &sums[r]);
+      }
     }
-    index += group_size / 2;
-    deviation += group_size / 2;
     x += group_size;
   }
-  *total = sums;
+  for (int r = 0; r < rows; r++) totals[r] = sums[r];
   return good;
+}
+
+template <int m>
+PHIQUANT_INLINE void store_sums(const FusedTask& task, int64_t first, int64_t row,
+                                const Sums<m>& sums) {
+  for (int j = 0; j < m; j++) {
+    vf sum{};
+    for (const vf& chain : sums.sum[j]) sum += chain;
+    store_sum(task, first + j, row, total(sum));
+  }
 }
 
 // Up to kTile rows of the weight from `row` on, against m rows of x from `first` on.
@@ -188,22 +213,45 @@ static bool fast_tile(const FusedTask& task, const FusedTables& tables, int64_t 
     const int64_t count = groups - start < kGroups ? groups - start : kGroups;
     const float* x = task.x + first * tables.padded + start * group_size;
     for (int64_t i = 0; i < rows; i++) {
-      good &= add_stretch<deviation_bits, group_size, m>(task, tables, row + i, start, count, x,
-                                                         &sums[i]);
+      good &= add_stretch<deviation_bits, group_size, m, 1>(
+          task, tables, {row + i, 0, start, count}, x, &sums[i]);
     }
   }
-  for (int64_t i = 0; i < rows; i++) {
-    for (int j = 0; j < m; j++) {
-      vf sum{};
-      for (const vf& chain : sums[i].sum[j]) sum += chain;
-      store_sum(task, first + j, row + i, total(sum));
-    }
+  for (int64_t i = 0; i < rows; i++) store_sums(task, first, row + i, sums[i]);
+  return good;
+}
+
+// So many rows of the weight, `step` apart, against one row of x.
+template <int deviation_bits, int group_size, int rows>
+PHIQUANT_INLINE bool rows_apart(const FusedTask& task, const FusedTables& tables, int64_t row,
+                                int64_t step) {
+  const int64_t groups = groups_of(task.layout);
+  Sums<1> sums[rows];
+  bool good = true;
+  for (int64_t start = 0; start < groups; start += kStretch) {
+    const int64_t count = groups - start < kStretch ? groups - start : kStretch;
+    good &= add_stretch<deviation_bits, group_size, 1, rows>(
+        task, tables, {row, step, start, count}, task.x + start * group_size, sums);
+  }
+  for (int r = 0; r < rows; r++) store_sums(task, 0, row + r * step, sums[r]);
+  return good;
+}
+
+template <int deviation_bits, int group_size>
+static bool one_row(const FusedTask& task, const FusedTables& tables, int64_t begin, int64_t end) {
+  const int64_t step = (end - begin) / kApart;
+  bool good = true;
+  for (int64_t i = 0; i < step; i++) {
+    good &= rows_apart<deviation_bits, group_size, kApart>(task, tables, begin + i, step);
+  }
+  for (int64_t row = begin + kApart * step; row < end; row++) {
+    good &= rows_apart<deviation_bits, group_size, 1>(task, tables, row, 0);
   }
   return good;
 }
 
 template <int deviation_bits, int group_size>
-static bool fast_rows(const FusedTask& task, const FusedTables& tables, int64_t row, int64_t rows) {
+static bool few_rows(const FusedTask& task, const FusedTables& tables, int64_t row, int64_t rows) {
   bool good = true;
   int64_t first = 0;
   for (; task.m - first >= 8; first += 8) {
@@ -221,15 +269,28 @@ static bool fast_rows(const FusedTask& task, const FusedTables& tables, int64_t 
   return good & fast_tile<deviation_bits, group_size, 1>(task, tables, first, row, rows);
 }
 
+template <int deviation_bits, int group_size>
+static bool fast_rows(const FusedTask& task, const FusedTables& tables, int64_t begin,
+                      int64_t end) {
+  if (task.m == 1) return one_row<deviation_bits, group_size>(task, tables, begin, end);
+  bool good = true;
+  for (int64_t row = begin; row < end; row += kTile) {
+    const int64_t rows = end - row < kTile ? end - row : kTile;
+    good &= few_rows<deviation_bits, group_size>(task, tables, row, rows);
+  }
+  return good;
+}
+
 template <int deviation_bits>
-static bool fast_rows(const FusedTask& task, const FusedTables& tables, int64_t row, int64_t rows) {
+static bool fast_rows(const FusedTask& task, const FusedTables& tables, int64_t begin,
+                      int64_t end) {
   switch (task.layout.group_size) {
     case 32:
-      return fast_rows<deviation_bits, 32>(task, tables, row, rows);
+      return fast_rows<deviation_bits, 32>(task, tables, begin, end);
     case 64:
-      return fast_rows<deviation_bits, 64>(task, tables, row, rows);
+      return fast_rows<deviation_bits, 64>(task, tables, begin, end);
     default:
-      return fast_rows<deviation_bits, 128>(task, tables, row, rows);
+      return fast_rows<deviation_bits, 128>(task, tables, begin, end);
   }
 }
 
@@ -239,12 +300,8 @@ static Status fast_fused(const FusedTask& task, int64_t begin, int64_t end) {
   const FusedTables tables{curve, IndexLevels(curve),
                            groups_of(task.layout) * task.layout.group_size,
                            bytes_ahead(task.layout)};
-  bool good = true;
-  for (int64_t row = begin; row < end; row += kTile) {
-    const int64_t rows = end - row < kTile ? end - row : kTile;
-    good &= task.layout.deviation_bits == 0 ? fast_rows<0>(task, tables, row, rows)
-                                            : fast_rows<4>(task, tables, row, rows);
-  }
+  const bool good = task.layout.deviation_bits == 0 ? fast_rows<0>(task, tables, begin, end)
+                                                    : fast_rows<4>(task, tables, begin, end);
   return good ? Status::kOk : Status::kBadWord;
 }
 

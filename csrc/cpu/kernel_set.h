@@ -22,6 +22,9 @@
 #define PHIQUANT_FUSED fused
 #define PHIQUANT_FUSED_ROWS fused_rows
 #endif
+#if !defined(PHIQUANT_INTEGERS)
+#define PHIQUANT_INTEGERS nullptr
+#endif
 //
 #include "decoded.h"
 #include "encode.h"
@@ -44,6 +47,7 @@ const Kernels& kernels() {
                                PHIQUANT_FUSED,
                                PHIQUANT_FUSED_ROWS,
                                &kDecodedKernels,
+                               PHIQUANT_INTEGERS,
                                nullptr};
   return set;
 }

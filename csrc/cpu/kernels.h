@@ -130,11 +130,11 @@ struct FusedTask {
   int64_t out_features;
 };
 
-// The same on a matrix unit: x and the result are bf16.
-struct TileTask {
+// The same with x in a form of a kernel's own; it and the result are bf16.
+struct CodeTask {
   Layout layout;
   Planes planes;
-  const uint8_t* x;      // as TileKernels::prepare left it
+  const uint8_t* x;      // as CodeKernels::prepare left it
   const float* factors;  // [m]: what the rows of int8 are to be multiplied with; null for bf16
   const float* bias;     // [out_features] or null
   void* out;             // [m, out_features]
@@ -168,18 +168,16 @@ struct DecodedKernels {
   void (*multiply)(const DecodedTask& task);
 };
 
-// How rows of x meet codes on a matrix unit.
-struct TileKernels {
-  // Whether `multiply` reads such planes, with x in int8 or in bf16.
-  bool (*takes)(const Layout& layout, bool int8);
-  // From how many rows of x on it is the faster way.
-  int64_t (*least_rows)(const Layout& layout, bool int8);
-  // Up to how many; for more, rows of the weight are better decoded first. Of int8 there is no end.
-  int64_t most_rows;
+// How rows of bf16 meet codes in a form of their own.
+struct CodeKernels {
+  // Whether `multiply` reads such planes with so many rows of x, in int8 or as they are, and is the
+  // faster way.
+  bool (*takes)(const Layout& layout, int64_t m, bool int8);
   // Bytes of prepared rows, and the rows; where factors are given, of int8 with a factor each.
   int64_t (*x_bytes)(const Layout& layout, int64_t m, bool int8);
-  void (*prepare)(const Layout& layout, const void* x, int64_t m, uint8_t* to, float* factors);
-  Status (*multiply)(const TileTask& task, int64_t begin, int64_t end);
+  // False if that form cannot hold x, which is never so of int8.
+  bool (*prepare)(const Layout& layout, const void* x, int64_t m, uint8_t* to, float* factors);
+  Status (*multiply)(const CodeTask& task, int64_t begin, int64_t end);
 };
 
 // The kernels of one instruction set. Ranges are rows of the result of decode, rows of the weight
@@ -196,7 +194,8 @@ struct Kernels {
   // Up to how many rows of x `fused` is worth it; above, decode blocks and multiply them.
   int64_t (*fused_rows)(const Layout& layout);
   const DecodedKernels* decoded;
-  const TileKernels* tiles;  // null where there is no matrix unit
+  const CodeKernels* integers;  // null where there are no dot products of integers,
+  const CodeKernels* tiles;     // and where there is no matrix unit
 };
 
 }  // namespace phiquant::cpu

@@ -6,6 +6,8 @@
 
 namespace phiquant::cpu::PHIQUANT_ISA {
 
+inline constexpr int kPiece = 64;  // weights that are unpacked at once
+
 PHIQUANT_INLINE bool has_nibbles(const Layout& layout) {
   return layout.grid == GridName::kPhi && layout.index_bits == 4 &&
          (layout.deviation_bits == 0 || layout.deviation_bits == 4);

@@ -6,8 +6,6 @@
 
 namespace phiquant::cpu::PHIQUANT_ISA {
 
-inline constexpr int kPiece = 64;
-
 // Bytes lie so that interleaving two vectors of them gives words in the order of weights: chunks of
 // 8 weights are in the order 0 4 1 5 2 6 3 7.
 constexpr int place_of_chunk(int chunk) { return chunk < 4 ? 2 * chunk : 2 * chunk - 7; }

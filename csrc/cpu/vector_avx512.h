@@ -1,4 +1,4 @@
-// Hooks of vector.h for AVX-512 (F, BW, CD, DQ, VL, VBMI).
+// Hooks of vector.h for AVX-512 (F, BW, CD, DQ, VL, VBMI, VNNI).
 #pragma once
 
 #include <immintrin.h>
