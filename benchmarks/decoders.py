@@ -13,12 +13,13 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCach
 from benchmarks import greedy
 from benchmarks.llama_cpp_api import CONTEXT
 from benchmarks.zoo import smollm2
-from phiquant import PhiConfig, PhiTensor, quantize_
+from phiquant import PhiConfig, PhiTensor, quantize_, view
 
 PLAIN = "transformers bf16"
 # How a compressed model is made, by the name of its contender, and the error its logits may have.
+INDEX, INT8_ACTIVATION = "phiquant index", "phiquant index, int8 act."
 PHIQUANT: dict[str, tuple[dict[str, Any], float]] = {
-    "phiquant index": ({"deviation_bits": 0}, 0.8),
+    INDEX: ({"deviation_bits": 0}, 0.8),
     "phiquant index+4": ({}, 0.1),
     "phiquant exact": ({"exact": True}, 0.05),
 }
@@ -139,6 +140,10 @@ def transformers_decoders(model: LlamaForCausalLM, compiled: bool = False) -> It
     for name, (settings, tolerance) in PHIQUANT.items():
         compressed = copy.deepcopy(model)
         quantize_(compressed, PhiConfig(**settings), progress=False)
-        yield Transformers(name, compressed, tolerance)
-        if compiled:
-            yield Transformers(f"{name}, compiled", compressed, tolerance, compiled=True)
+        variants = {name: compressed}
+        if name == INDEX:
+            variants[INT8_ACTIVATION] = view(compressed, "index", activation="int8")
+        for variant, read in variants.items():
+            yield Transformers(variant, read, tolerance)
+            if compiled:
+                yield Transformers(f"{variant}, compiled", read, tolerance, compiled=True)
