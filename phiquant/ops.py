@@ -151,7 +151,7 @@ def _fake_decode(index: Tensor, *arguments: Any) -> Tensor:
     return index.new_empty((*index.shape[:-1], columns), dtype=dtype)
 
 
-def _fake_linear(x: Tensor, index: Tensor, *arguments: Any) -> Tensor:
+def fake_linear(x: Tensor, index: Tensor, *arguments: Any) -> Tensor:
     check_device("x", x, index)
     _check_input(x, arguments[COUNT])
     return x.new_empty((*x.shape[:-1], index.shape[0]))
@@ -215,8 +215,8 @@ for _name, _kernel, _fake in (
     ("encode", _encode, _fake_encode),
     ("encode_remainder", _encode_remainder, _fake_encode_remainder),
     ("decode", _decode, _fake_decode),
-    ("linear", _linear, _fake_linear),
-    ("linear_int8", _linear_int8, _fake_linear),
+    ("linear", _linear, fake_linear),
+    ("linear_int8", _linear_int8, fake_linear),
     ("embedding", _embedding, _fake_embedding),
 ):
     _library.impl(_name, _kernel, "CompositeExplicitAutograd")
