@@ -115,7 +115,7 @@ def test_swapped_tensors_take_their_planes_along(weight: PhiTensor) -> None:
 
 def test_a_tensor_that_was_not_prepared_is_refused(weight: PhiTensor) -> None:
     functional.linear(torch.randn(1, 192), weight)
-    for wrong in (vars(weight)[PREPARED].clone(), torch.zeros(64, dtype=torch.uint8)):
+    for wrong in (vars(weight)[PREPARED][0].clone(), torch.zeros(64, dtype=torch.uint8)):
         with pytest.raises(ValueError, match="prepared: expected what phiquant::_prepare made"):
             torch.ops.phiquant._prepared_linear(torch.randn(1, 192), wrong, None)
 
