@@ -87,6 +87,16 @@ def test_a_plane_that_is_replaced_or_written_counts(weight: PhiTensor) -> None:
     assert torch.equal(functional.linear(x, weight), long_way(x, weight))
 
 
+def test_a_strided_plane_that_is_written_counts(weight: PhiTensor) -> None:
+    x, wide = torch.randn(1, 192), weight.index_plane.repeat(1, 2)
+    weight.index_plane = wide[:, : weight.index_plane.shape[1]]
+    assert not weight.index_plane.is_contiguous()
+    before = functional.linear(x, weight)
+    wide.zero_()
+    assert torch.equal(functional.linear(x, weight), long_way(x, weight))
+    assert not torch.equal(functional.linear(x, weight), before)
+
+
 def test_a_plane_that_shrank_is_told(weight: PhiTensor) -> None:
     weight.fqn = "layer.weight"
     functional.linear(torch.randn(1, 192), weight)
