@@ -151,7 +151,7 @@ def _fake_decode(index: Tensor, *arguments: Any) -> Tensor:
     return index.new_empty((*index.shape[:-1], columns), dtype=dtype)
 
 
-def _fake_linear(x: Tensor, index: Tensor, *arguments: Any) -> Tensor:
+def fake_linear(x: Tensor, index: Tensor, *arguments: Any) -> Tensor:
     check_device("x", x, index)
     _check_input(x, arguments[COUNT])
     return x.new_empty((*x.shape[:-1], index.shape[0]))
@@ -200,23 +200,37 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> Non
 
 
 def _linear_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    """Gradients of the input and the bias; the planes are integers and have none."""
-    needs_input, needs_bias = ctx.needs_input_grad[0], ctx.needs_input_grad[COUNT + 1]
-    of_input = of_bias = None
-    if needs_input:
-        weight = torch.ops.phiquant.decode(*ctx.saved_tensors, *ctx.layout, ctx.dtype)
-        of_input = gradient @ weight
-    if needs_bias and ctx.has_bias:
-        of_bias = gradient.flatten(0, -2).sum(0) if gradient.dim() > 1 else gradient
+    of_input, of_bias = linear_gradients(
+        gradient if ctx.needs_input_grad[0] else None,
+        gradient if ctx.needs_input_grad[COUNT + 1] and ctx.has_bias else None,
+        *ctx.saved_tensors,
+        *ctx.layout,
+        ctx.dtype,
+    )
     return of_input, *(None,) * COUNT, of_bias, *(None for _ in ctx.layout)
+
+
+def linear_gradients(
+    for_input: Tensor | None, for_bias: Tensor | None, *arguments: Any
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of the input and the bias, None where none is asked for.
+
+    The planes are integers and have none. ``arguments`` are those of ``decode``.
+    """
+    of_input = of_bias = None
+    if for_input is not None:
+        of_input = for_input @ torch.ops.phiquant.decode(*arguments)
+    if for_bias is not None:
+        of_bias = for_bias.flatten(0, -2).sum(0) if for_bias.dim() > 1 else for_bias
+    return of_input, of_bias
 
 
 for _name, _kernel, _fake in (
     ("encode", _encode, _fake_encode),
     ("encode_remainder", _encode_remainder, _fake_encode_remainder),
     ("decode", _decode, _fake_decode),
-    ("linear", _linear, _fake_linear),
-    ("linear_int8", _linear_int8, _fake_linear),
+    ("linear", _linear, fake_linear),
+    ("linear_int8", _linear_int8, fake_linear),
     ("embedding", _embedding, _fake_embedding),
 ):
     _library.impl(_name, _kernel, "CompositeExplicitAutograd")

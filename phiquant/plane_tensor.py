@@ -143,17 +143,23 @@ class PlaneTensor(TorchAOBaseTensor, metaclass=_PlaneTensorType):
         self.column_shape, self.activation = tuple(column_shape), activation
 
     def __tensor_flatten__(self) -> tuple[list[str], dict[str, Any]]:
-        """As torchao's, without asking the subclass: compiled code does so at every call."""
+        """As torchao's, but made once: compiled code asks three times at every call."""
         state = self.__dict__
+        if FLATTENED in state:
+            names, attributes = state[FLATTENED]
+            return names.copy(), attributes.copy()
         planes = (*self.tensor_data_names, *self.optional_tensor_data_names)
-        names = (*self.tensor_attribute_names, *self.optional_tensor_attribute_names)
-        attributes = {name: state.get(name) for name in names}
+        kept = (*self.tensor_attribute_names, *self.optional_tensor_attribute_names)
+        attributes = {name: state.get(name) for name in kept}
         with torch._C.DisableTorchFunctionSubclass():
             attributes["dtype"] = self.dtype
-        return [name for name in planes if state[name] is not None], attributes
+        names = [name for name in planes if state[name] is not None]
+        state[FLATTENED] = names, attributes
+        return names.copy(), attributes.copy()
 
     def __setattr__(self, name: str, value: Any) -> None:
         self.__dict__.pop(PREPARED, None)
+        self.__dict__.pop(FLATTENED, None)
         super().__setattr__(name, value)
 
     @property
@@ -233,7 +239,7 @@ class PlaneTensor(TorchAOBaseTensor, metaclass=_PlaneTensorType):
 
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled: a copy is nobody's alias, and prepares its own planes."""
-        own = ("is_alias", PREPARED)
+        own = ("is_alias", PREPARED, FLATTENED)
         return {name: value for name, value in self.__dict__.items() if name not in own}
 
     def _apply_fn_to_data(self, fn: Callable[[Tensor], Tensor]) -> Self:
@@ -256,7 +262,7 @@ class PlaneTensor(TorchAOBaseTensor, metaclass=_PlaneTensorType):
             else (plane.shape, plane.stride(), plane.storage_offset(), plane.dtype, plane.device)
             for plane in (*self.planes, self.checksum_plane)
         ]
-        return f"PhiTensor {attributes} {planes} {self.requires_grad}"
+        return f"PhiTensor {GRAPHS} {attributes} {planes} {self.requires_grad}"
 
 
 def named(planes: Planes) -> dict[str, Any]:
@@ -266,6 +272,8 @@ def named(planes: Planes) -> dict[str, Any]:
 
 # What phiquant.aten.calls makes of the planes and keeps in __dict__ until one is replaced.
 PREPARED = "_prepared"
+FLATTENED = "_flattened"  # and of their names and the attributes, in the same way
+GRAPHS = 2  # to be raised where the same call becomes another graph, for the caches on disk
 ATTRIBUTES = {
     "index": "index_plane",
     "deviation": "deviation_plane",

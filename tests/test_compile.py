@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
 from torch.nn import functional
 
 import phiquant
@@ -152,6 +154,40 @@ def test_gradients_pass_through_the_graph(model: nn.Module) -> None:
         gradients.append([p.grad.clone() for p in model.parameters() if p.requires_grad])
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+def called_by_graphs(run: Callable[[Tensor], Tensor], x: Tensor) -> list[Any]:
+    """The targets of the graphs that autograd has been traced into."""
+    targets: list[Any] = []
+
+    def note(graph: torch.fx.GraphModule, inputs: Any) -> Callable[..., Any]:
+        targets.extend(node.target for node in graph.graph.nodes)
+        return make_boxed_func(graph.forward)
+
+    backend = aot_autograd(fw_compiler=note, bw_compiler=note)
+    compiled = torch.compile(run, backend=backend, fullgraph=True)
+    torch.testing.assert_close(compiled(x), run(x))
+    return targets
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_graph_without_gradients_calls_the_op_that_has_no_formula(mode: str) -> None:
+    layer = nn.Linear(128, 16).requires_grad_(False)
+    phiquant.quantize_(layer)
+    with MODES[mode]():
+        targets = called_by_graphs(layer, torch.randn(3, 128))
+    assert torch.ops.phiquant._linear.default in targets
+    assert torch.ops.phiquant.linear.default not in targets
+
+
+@pytest.mark.parametrize("trained", ["input", "bias"])
+def test_a_graph_with_gradients_calls_the_public_op(trained: str) -> None:
+    layer = nn.Linear(128, 16).requires_grad_(False)
+    phiquant.quantize_(layer)
+    layer.bias.requires_grad_(trained == "bias")
+    targets = called_by_graphs(layer, torch.randn(3, 128, requires_grad=trained == "input"))
+    assert torch.ops.phiquant.linear.default in targets
+    assert torch.ops.phiquant._linear.default not in targets
 
 
 def test_autocast(model: nn.Module) -> None:

@@ -296,3 +296,16 @@ class TestGradients:
         with pytest.raises(RuntimeError, match=r"nn\.Parameter\(weight, requires_grad=False\)"):
             nn.Parameter(compressed(4, 64))
         assert not nn.Parameter(compressed(4, 64), requires_grad=False).requires_grad
+
+
+def test_flattening_sees_what_is_replaced() -> None:
+    tensor = PhiTensor.from_hp(torch.randn(8, 128), PhiConfig())
+    names, attributes = tensor.__tensor_flatten__()
+    names.clear()
+    attributes.clear()
+    names, attributes = tensor.__tensor_flatten__()
+    assert names == ["index_plane", "scale_plane", "deviation_plane"]
+    tensor.exponent, tensor.deviation_plane = attributes["exponent"] + 1, None
+    assert tensor.__tensor_flatten__()[0] == ["index_plane", "scale_plane"]
+    assert tensor.__tensor_flatten__()[1] == attributes | {"exponent": tensor.exponent}
+    assert copy.deepcopy(tensor).__tensor_flatten__() == tensor.__tensor_flatten__()

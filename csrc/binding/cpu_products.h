@@ -12,8 +12,8 @@ inline constexpr int64_t kBlockBytes = int64_t{8} << 20;  // of decoded weights 
 inline constexpr int64_t kTileRows = 16;  // of the weight, which kernels take together
 
 struct LinearArguments {
-  Layout layout;
-  CheckedPlanes planes;
+  const Layout& layout;
+  const CheckedPlanes& planes;
   Tensor x;  // [m, columns], contiguous
   OptionalTensor bias;
   int64_t m;

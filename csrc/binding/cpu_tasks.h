@@ -79,6 +79,10 @@ Status over_rows(int64_t rows, int64_t columns, int64_t unit, Run run) {
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t least = std::max(kGrain / columns + 1, rows / (threads * kTurns));
   const int64_t range = rounded_up(least, unit), tasks = (rows + range - 1) / range;
+  if (tasks == 1) {  // asking torch for threads takes a percent of a small product
+    const DenormalsKept denormals;
+    return run(0, rows);
+  }
   std::atomic<Status> status{Status::kOk};
   std::atomic<int64_t> next{0};
   torch::stable::parallel_for(0, std::min(threads, tasks), 1, [&](int64_t, int64_t) {

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from phiquant.aten.calls import prepared_linear
 from phiquant.tensor import PhiTensor
 
+_linear = functional.linear
 _warned: set[tuple[str, str]] = set()
 _by_name: dict[str, Callable[..., Any]] = {}
 
@@ -97,7 +98,7 @@ def _handle(handler: Any, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _function(cls: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-    if func is functional.linear and (product := prepared_linear(args, kwargs)) is not None:
+    if func is _linear and (product := prepared_linear(args, kwargs)) is not None:
         return product
     handler = cls._TORCH_FN_TABLE[cls].get(func)
     if handler is None and isinstance(func, OpOverloadPacket):

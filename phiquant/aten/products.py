@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from phiquant import graph_ops
 from phiquant.aten.experts import batched
 from phiquant.aten.fallback import decode_and_run
 from phiquant.aten.operands import autocast, bind, is_matrix, run_plainly
@@ -17,13 +18,16 @@ from phiquant.tensor import PhiTensor
 aten = torch.ops.aten
 _linear_op = torch.ops.phiquant.linear.default
 _int8_op = torch.ops.phiquant.linear_int8.default
+_graph_op = torch.ops.phiquant._linear.default
 
 
 def _linear(x: Tensor, weight: PhiTensor, bias: Tensor | None = None) -> Tensor:
     x, bias = autocast(x, bias)
+    if torch.compiler.is_compiling():
+        return _linear_of_a_graph(x, weight, bias)
     op = _linear_op if weight.activation is None else _int8_op
     try:
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if torch.is_grad_enabled():
             return op(x, *weight.planes, bias, *weight.op_arguments)
         # An op's autograd formula is Python: stepping into it for nothing costs as much as a
         # small product. torch.library passes it by in the same way.
@@ -31,6 +35,17 @@ def _linear(x: Tensor, weight: PhiTensor, bias: Tensor | None = None) -> Tensor:
             return op(x, *weight.planes, bias, *weight.op_arguments)
     except ValueError as error:
         raise weight.blame(error) from error
+
+
+def _linear_of_a_graph(x: Tensor, weight: PhiTensor, bias: Tensor | None) -> Tensor:
+    """Whether something is trained, a graph is guarded on; a program that is exported is not."""
+    int8 = weight.activation is not None
+    trained = x.requires_grad or (bias is not None and bias.requires_grad)
+    if torch.compiler.is_exporting() or (trained and torch.is_grad_enabled()):
+        op = _int8_op if int8 else _linear_op
+        return op(x, *weight.planes, bias, *weight.op_arguments)
+    columns, layout = weight.op_arguments[0], weight.op_arguments[1:]
+    return _graph_op(x, *weight.planes, bias, columns, graph_ops.pack(*layout, int8))
 
 
 @PhiTensor.implements_torch_function(functional.linear)

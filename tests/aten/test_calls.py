@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from phiquant import PhiConfig, PhiTensor, ops
@@ -86,6 +87,16 @@ def test_a_plane_that_is_replaced_or_written_counts(weight: PhiTensor) -> None:
     assert torch.equal(functional.linear(x, weight), long_way(x, weight))
 
 
+def test_a_strided_plane_that_is_written_counts(weight: PhiTensor) -> None:
+    x, wide = torch.randn(1, 192), weight.index_plane.repeat(1, 2)
+    weight.index_plane = wide[:, : weight.index_plane.shape[1]]
+    assert not weight.index_plane.is_contiguous()
+    before = functional.linear(x, weight)
+    wide.zero_()
+    assert torch.equal(functional.linear(x, weight), long_way(x, weight))
+    assert not torch.equal(functional.linear(x, weight), before)
+
+
 def test_a_plane_that_shrank_is_told(weight: PhiTensor) -> None:
     weight.fqn = "layer.weight"
     functional.linear(torch.randn(1, 192), weight)
@@ -114,7 +125,7 @@ def test_swapped_tensors_take_their_planes_along(weight: PhiTensor) -> None:
 
 def test_a_tensor_that_was_not_prepared_is_refused(weight: PhiTensor) -> None:
     functional.linear(torch.randn(1, 192), weight)
-    for wrong in (vars(weight)[PREPARED].clone(), torch.zeros(64, dtype=torch.uint8)):
+    for wrong in (vars(weight)[PREPARED][0].clone(), torch.zeros(64, dtype=torch.uint8)):
         with pytest.raises(ValueError, match="prepared: expected what phiquant::_prepare made"):
             torch.ops.phiquant._prepared_linear(torch.randn(1, 192), wrong, None)
 
@@ -129,17 +140,70 @@ def test_planes_go_with_their_weight() -> None:
     assert torch._C._storage_Use_Count(storage._cdata) == held - 1  # of the plane
 
 
-def test_gradients_take_the_long_way(weight: PhiTensor, short: list[Any]) -> None:
-    x = torch.randn(2, 192, requires_grad=True)
-    bias = nn.Parameter(torch.zeros(24))
-    functional.linear(x, weight, bias).sum().backward()
-    assert x.grad is not None
-    assert bias.grad is not None
-    assert torch.equal(bias.grad, torch.full((24,), 2.0))
-    assert not short
+@pytest.mark.parametrize("trained", ["input", "bias", "both"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("shape", [(192,), (1, 192), (2, 3, 192), (0, 192)], ids=str)
+def test_gradients_are_those_of_the_op(
+    shape: tuple[int, ...], dtype: torch.dtype, trained: str, weight: PhiTensor, short: list[Any]
+) -> None:
+    results = []
+    for run in (functional.linear, long_way):
+        torch.manual_seed(1)
+        x = torch.randn(shape, dtype=dtype, requires_grad=trained != "bias")
+        bias = nn.Parameter(torch.randn(24, dtype=dtype), requires_grad=trained != "input")
+        product = run(x, weight, bias)
+        product.backward(torch.randn(product.shape, dtype=dtype))
+        results.append((product, x.grad, bias.grad))
+    assert len(short) == 1
+    for ours, theirs in zip(*results, strict=True):
+        assert (ours is None and theirs is None) or torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("deep", [PhiConfig(exact=True), PhiConfig(deviation_bits=8)], ids=str)
+def test_gradients_of_every_kind_of_weight(deep: PhiConfig) -> None:
+    weight = PhiTensor.from_hp(torch.randn(24, 192).bfloat16(), deep)
+    for tier in (weight, weight.at(0), weight.at(0, "int8"), weight.at(weight.deviation_bits)):
+        x = torch.randn(2, 192, requires_grad=True)
+        functional.linear(x, tier).backward(y := torch.randn(2, 24))
+        assert x.grad is not None
+        assert torch.equal(x.grad, y @ tier.dequantize(torch.float32))
+
+
+def test_gradients_of_gradients(weight: PhiTensor) -> None:
+    x = torch.randn(2, 192, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(24, dtype=torch.float64, requires_grad=True)
+
+    def call(x: Tensor, bias: Tensor) -> Tensor:
+        return functional.linear(x, weight, bias).square()
+
+    assert torch.autograd.gradcheck(call, (x, bias), fast_mode=True)
+    assert torch.autograd.gradgradcheck(call, (x, bias), fast_mode=True)
+
+
+def test_no_gradients_where_they_are_off(weight: PhiTensor, short: list[Any]) -> None:
+    x, bias = torch.randn(2, 192, requires_grad=True), nn.Parameter(torch.zeros(24))
     with torch.no_grad():
         assert not functional.linear(x, weight, bias).requires_grad
-    assert len(short) == 1
+    with torch.inference_mode():
+        assert functional.linear(x, weight, bias).is_inference()
+    assert functional.linear(x, weight, bias).requires_grad
+    assert len(short) == 3
+
+
+def test_a_plane_that_is_written_before_the_gradient_is_told(weight: PhiTensor) -> None:
+    x = torch.randn(2, 192, requires_grad=True)
+    product = functional.linear(x, weight)
+    weight.index_plane.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.sum().backward()
+
+
+def test_a_checkpointed_layer_gives_the_same_gradients(weight: PhiTensor) -> None:
+    x = torch.randn(2, 192, requires_grad=True)
+    for reentrant in (False, True):
+        checkpoint(functional.linear, x, weight, use_reentrant=reentrant).sum().backward()
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, 2 * weight.dequantize().sum(0).expand(2, -1))
 
 
 def test_whoever_watches_sees_the_op(weight: PhiTensor, short: list[Any]) -> None:

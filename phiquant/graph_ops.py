@@ -1,0 +1,82 @@
+"""The product that a compiled graph calls where nothing needs a gradient.
+
+The public op's autograd formula is Python, and torch steps into it at every call, needed or not: in
+a graph that costs more than a small product. This op has no formula, and its layout is one number,
+since each argument has its price. Only :mod:`phiquant.aten.products` calls it, under torch.compile;
+an exported program, which outlives its mode, keeps to the public ops.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from phiquant import ops
+from phiquant.grid import GRIDS
+from phiquant.ops import PLANES, TAGS
+
+# Bits of each field of the number, from its lowest on: as in csrc/binding/cpu_packed.h
+_WIDTHS = (4, 4, 8, 1, 8, 2, 1)
+_LEAST_EXPONENT = -112
+_STORED = (None, torch.bfloat16, torch.float16, torch.float32)
+
+_library = torch.library.Library("phiquant", "FRAGMENT")
+_library.define(
+    f"_linear(Tensor x, {PLANES}, Tensor? bias, int columns, int layout) -> Tensor", tags=TAGS
+)
+
+
+def pack(
+    index_bits: int,
+    deviation_bits: int,
+    group_size: int,
+    grid: str,
+    exponent: int,
+    stored_dtype: torch.dtype | None,
+    int8: bool,
+) -> int:
+    """The arguments of ``phiquant::linear`` after the columns, and which of its two ops, as one."""
+    return (
+        index_bits
+        | deviation_bits << 4
+        | group_size << 8
+        | GRIDS.index(grid) << 16
+        | (exponent - _LEAST_EXPONENT) << 17
+        | _STORED.index(stored_dtype) << 25
+        | int8 << 27
+    )
+
+
+def unpack(code: int) -> tuple[int, int, int, str, int, torch.dtype | None, bool]:
+    """What :func:`pack` was given."""
+    if code < 0 or code >> sum(_WIDTHS):
+        raise ValueError(f"layout: expected a number of {sum(_WIDTHS)} bits, got {code}")
+    fields = []
+    for width in _WIDTHS:
+        fields.append(code & ((1 << width) - 1))
+        code >>= width
+    index_bits, deviation_bits, group_size, grid, exponent, stored, int8 = fields
+    exponent += _LEAST_EXPONENT
+    return (
+        index_bits,
+        deviation_bits,
+        group_size,
+        GRIDS[grid],
+        exponent,
+        _STORED[stored],
+        bool(int8),
+    )
+
+
+def _linear(x: Tensor, *arguments: Any) -> Tensor:
+    *tensors, columns, code = arguments
+    *layout, int8 = unpack(code)
+    op = torch.ops.phiquant.linear_int8 if int8 else torch.ops.phiquant.linear
+    product: Tensor = op(x, *tensors, columns, *layout)
+    return product
+
+
+_library.impl("_linear", _linear, "CompositeExplicitAutograd")
+torch.library.register_fake("phiquant::_linear", ops.fake_linear, lib=_library)

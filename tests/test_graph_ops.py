@@ -1,0 +1,88 @@
+"""torch.ops.phiquant._linear: the public ops' products, with the layout in one number."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.library import opcheck
+
+from phiquant import PhiConfig, PhiTensor, graph_ops, ops
+
+phi = torch.ops.phiquant
+CONFIGS = (
+    PhiConfig(),
+    PhiConfig(2, 2, 32, grid="golden"),
+    PhiConfig(6, 8, 128),
+    PhiConfig(index_bits=5, deviation_bits=0),
+    PhiConfig(exact=True),
+)
+
+
+def weight_of(config: PhiConfig, exponent: int | None = None) -> PhiTensor:
+    torch.manual_seed(0)
+    weight = torch.randn(6, 200).to(torch.bfloat16 if config.exact else torch.float32)
+    return PhiTensor.from_hp(weight, config, exponent=exponent)
+
+
+def arguments(weight: PhiTensor, bias: Any, int8: bool = False) -> tuple[Any, ...]:
+    columns, *layout = weight.op_arguments
+    return (*weight.planes, bias, columns, graph_ops.pack(*layout, int8))
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("shape", [(200,), (3, 200), (2, 1, 200), (0, 200)], ids=str)
+def test_same_as_the_public_op(
+    config: PhiConfig, dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
+    weight, x = weight_of(config), torch.randn(shape, dtype=dtype)
+    for bias in (None, torch.randn(6, dtype=dtype)):
+        expected = phi.linear(x, *weight.planes, bias, *weight.op_arguments)
+        assert torch.equal(phi._linear(x, *arguments(weight, bias)), expected)
+
+
+def test_int8_activations() -> None:
+    weight, x = weight_of(PhiConfig(deviation_bits=0)), torch.randn(3, 200)
+    expected = phi.linear_int8(x, *weight.planes, None, *weight.op_arguments)
+    assert torch.equal(phi._linear(x, *arguments(weight, None, int8=True)), expected)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_opcheck(config: PhiConfig) -> None:
+    weight = weight_of(config)
+    opcheck(phi._linear.default, (torch.randn(2, 200), *arguments(weight, torch.randn(6))))
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_the_reference_is_the_public_op(config: PhiConfig) -> None:
+    weight, x = weight_of(config), torch.randn(2, 200)
+    expected = phi.linear(x, *weight.planes, None, *weight.op_arguments)
+    assert torch.equal(graph_ops._linear(x, *arguments(weight, None)), expected)
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("exponent", [-112, 0, 112])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("layout", [(2, 8, 128, "golden"), (6, 0, 32, "phi")], ids=str)
+def test_what_is_packed_is_unpacked(
+    layout: tuple[Any, ...], dtype: torch.dtype | None, exponent: int, int8: bool
+) -> None:
+    given = (*layout, exponent, dtype, int8)
+    assert graph_ops.unpack(graph_ops.pack(*given)) == given
+
+
+@pytest.mark.parametrize("code", [-1, 1 << 28])
+def test_other_numbers_are_refused(code: int) -> None:
+    *start, _ = arguments(weight_of(PhiConfig()), None)
+    kernels = [graph_ops._linear, *([phi._linear] if ops.compiled else [])]
+    for kernel in kernels:
+        with pytest.raises(ValueError, match=f"layout: expected a number of 28 bits, got {code}"):
+            kernel(torch.randn(2, 200), *start, code)
+
+
+def test_layouts_that_are_none_are_refused() -> None:
+    *start, code = arguments(weight_of(PhiConfig()), None)
+    with pytest.raises(ValueError, match="index_bits must be one of"):
+        phi._linear(torch.randn(2, 200), *start, code | 15)
