@@ -98,26 +98,34 @@ def _tell_instruction_set(result: Diagnosis, about: dict[str, Any]) -> None:
 
 def _tell_products(result: Diagnosis, about: dict[str, Any]) -> None:
     """Which way a product goes, by tier, dtype and rows of its input."""
-    tiles, found = about["tiles"], result.found
+    integers, tiles, found = about["integers"], about["tiles"], result.found
     for bits, rows in about["fused_rows"].items():
         kind = "index" if bits == "0" else f"index + deviation {bits}"
         plain = f"up to {rows} rows: codes in registers; more: blocks are decoded for torch"
-        if tiles is None:
-            found[f"products, {kind}"] = plain
-            continue
-        here = f"on the matrix unit, decoded for it above {tiles['most']}"
-        bf16 = f"{tiles['least']} rows or more: {here}; fewer: codes in registers"
-        if bits not in ("0", "4"):
-            bf16 = "rows of the weight are decoded for the matrix unit"
-        found[f"products, {kind}"] = f"bf16 input: {bf16}. fp32, fp16: {plain}"
+        own = _own_ways(bits in ("0", "4"), about)
+        found[f"products, {kind}"] = f"bf16 input: {own}. Else, {plain}" if own else plain
     few = "up to 16 rows: rows are decoded for the cache; more: blocks are decoded for torch"
     bf16 = "bf16 input: rows of the weight are decoded for the matrix unit. fp32, fp16: "
     found["products, exact"] = few if tiles is None else bf16 + few
     found["int8 activations"] = (
         "no kernel for them here: they change nothing"
-        if tiles is None
-        else "index plane, groups of 64 or 128: on the matrix unit, one row in VNNI"
+        if integers is None
+        else "index plane, groups of 64 or 128: "
+        + ("one row in VNNI, more on the matrix unit" if tiles else "up to 16 rows in VNNI")
     )
+
+
+def _own_ways(joined: bool, about: dict[str, Any]) -> str:
+    """How bf16 input goes that has ways of its own; ``joined``: codes that those ways read."""
+    ways, tiles = [], about["tiles"]
+    if joined and about["integers"] is not None:
+        ways.append("one row: 16-bit integers in VNNI")
+    if joined and tiles is not None:
+        ways.append(f"{tiles['least']} to {tiles['most']} rows: codes on the matrix unit")
+    if tiles is not None:
+        most = tiles["most"] if joined else about["few_for_matrix_unit"]
+        ways.append(f"above {most} rows: decoded for the matrix unit")
+    return "; ".join(ways)
 
 
 def _tell_threads(result: Diagnosis) -> None:

@@ -1,7 +1,7 @@
 // torch.ops.phiquant.isa: what the choice of kernels was made from, as JSON, for `phiquant doctor`.
 #pragma once
 
-#include "cpu_tasks.h"
+#include "cpu_linear.h"
 
 namespace phiquant::cpu {
 
@@ -64,6 +64,7 @@ inline std::string isa() {
   std::string text = "{\"features\": " + features_text() + ", \"sets\": " + sets_text();
   try {
     text += ", \"chosen\": " + quoted(kernels().name) + ", \"fused_rows\": " + fused_text() +
+            ", \"few_for_matrix_unit\": " + std::to_string(kFewForMatrixUnit) +
             ", \"integers\": " + codes_text(kernels().integers) +
             ", \"tiles\": " + codes_text(kernels().tiles);
   } catch (const std::invalid_argument& error) {  // PHIQUANT_ISA names none of them

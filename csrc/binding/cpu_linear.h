@@ -14,6 +14,9 @@ inline void check_bias(const OptionalTensor& bias, ScalarType dtype, int64_t out
   check_cpu("bias", *bias);
 }
 
+// Up to so many rows, codes in fp32 are faster than decoded weights on the matrix unit.
+inline constexpr int64_t kFewForMatrixUnit = 4;
+
 // `int8`: rows of x may be rounded to int8 where there is a kernel for that.
 inline Tensor product_of(const LinearArguments& given, bool int8) {
   const Kernels& set = kernels();
@@ -29,8 +32,7 @@ inline Tensor product_of(const LinearArguments& given, bool int8) {
     if (const CodeKernels* way = half ? code_kernels(given, false) : nullptr) {
       return code_linear(*way, given, false);
     }
-    // Decoded weights meet bf16 on the matrix unit, which is faster than codes in fp32.
-    const bool dense = half && set.tiles != nullptr && given.m > 1;
+    const bool dense = half && set.tiles != nullptr && given.m > kFewForMatrixUnit;
     if (!dense && given.m <= set.fused_rows(given.layout)) return fused_linear(given);
   }
   return set.decoded->takes(kind, given.m) ? decoded_linear(given) : blocked_linear(given);

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "decode.h"
-#include "nibbles_avx512.h"
+#include "positions_avx512.h"
 
 namespace phiquant::cpu::PHIQUANT_ISA {
 
@@ -32,22 +32,27 @@ PHIQUANT_INLINE void store_pair(uint8_t* to, vf first, vf second) {
 }
 
 template <Dtype dtype, int deviation_bits, int group_size>
-PHIQUANT_INLINE void fast_decode_group(const uint8_t* index, const uint8_t* deviation,
-                                       const float* levels, float line, float cubic, float scale,
-                                       uint8_t* to) {
+PHIQUANT_INLINE void fast_decode_group(const PlanesAt<deviation_bits>& group, const float* levels,
+                                       float line, float cubic, float scale, uint8_t* to) {
   constexpr int kChunk = group_size < 64 ? group_size : 64;
   constexpr int kSize = dtype == Dtype::kFloat32 ? 4 : 2;
-  const auto weight = [&](__m512i codes, int step) {
-    if (deviation_bits == 0) return look_up(load<vf>(levels), codes, step) * scale;
-    const vf p = sixteenths(codes, step) * 0x1p-4f;
-    return ((p * p) * cubic + line) * p * scale;
-  };
+  constexpr float kUnit = 1.0f / (1 << deviation_bits);
   for (int start = 0; start < group_size; start += kChunk) {
-    const __m512i codes =
-        join_codes<deviation_bits, kChunk>(index + start / 2, deviation + start / 2);
-    for (int step = 0; step < kChunk / 16; step += 2) {
-      store_pair<dtype>(to + (start + step * 16) * kSize, weight(codes, step),
-                        weight(codes, step + 1));
+    const PlanesAt<deviation_bits> planes = group.after(start);
+    const auto store_all = [&](const auto& weight) {
+      for (int step = 0; step < kChunk / 16; step += 2) {
+        store_pair<dtype>(to + (start + step * 16) * kSize, weight(step), weight(step + 1));
+      }
+    };
+    if constexpr (deviation_bits == 0) {
+      const __m512i codes = join_codes<0, kChunk>(planes.index, nullptr);
+      store_all([&](int step) { return look_up(load<vf>(levels), codes, step) * scale; });
+    } else {
+      const Positions<deviation_bits, kChunk> positions(planes);
+      store_all([&](int step) {
+        const vf p = positions.at(step) * kUnit;
+        return ((p * p) * cubic + line) * p * scale;
+      });
     }
   }
 }
@@ -55,7 +60,6 @@ PHIQUANT_INLINE void fast_decode_group(const uint8_t* index, const uint8_t* devi
 template <Dtype dtype, int deviation_bits, int group_size>
 static bool fast_decode_row(const DecodeTask& task, const Curve& curve, const IndexLevels& table,
                             int64_t row, uint8_t* out) {
-  constexpr int kBytes = group_size / 2;
   const Layout& layout = task.layout;
   const int64_t groups = groups_of(layout), whole = layout.columns / group_size;
   Scales scales;
@@ -74,8 +78,7 @@ static bool fast_decode_row(const DecodeTask& task, const Curve& curve, const In
         continue;
       }
       fast_decode_group<dtype, deviation_bits, group_size>(
-          task.planes.index + group * kBytes,
-          deviation_bits == 0 ? nullptr : task.planes.deviation + group * kBytes, table.level[bend],
+          PlanesAt<deviation_bits>(task.planes, group * group_size), table.level[bend],
           curve.line[bend], curve.cubic[bend], scale, out + column * size_of(dtype));
     }
   }
@@ -93,12 +96,20 @@ PHIQUANT_INLINE DecodeRow row_decoder(int group_size) {
 
 template <Dtype dtype>
 PHIQUANT_INLINE DecodeRow row_decoder(const Layout& layout) {
-  return layout.deviation_bits == 0 ? row_decoder<dtype, 0>(layout.group_size)
-                                    : row_decoder<dtype, 4>(layout.group_size);
+  switch (layout.deviation_bits) {
+    case 0:
+      return row_decoder<dtype, 0>(layout.group_size);
+    case 2:
+      return row_decoder<dtype, 2>(layout.group_size);
+    case 4:
+      return row_decoder<dtype, 4>(layout.group_size);
+    default:
+      return row_decoder<dtype, 8>(layout.group_size);
+  }
 }
 
 static Status fast_decode(const DecodeTask& task, int64_t begin, int64_t end) {
-  if (!has_nibbles(task.layout)) return decode_lossy(task, begin, end);
+  if (!has_nibble_indices(task.layout)) return decode_lossy(task, begin, end);
   const DecodeRow decode_row =
       task.dtype == Dtype::kFloat32    ? row_decoder<Dtype::kFloat32>(task.layout)
       : task.dtype == Dtype::kBFloat16 ? row_decoder<Dtype::kBFloat16>(task.layout)

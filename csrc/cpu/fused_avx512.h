@@ -3,13 +3,13 @@
 
 #include "apart.h"
 #include "fused.h"
-#include "nibbles_avx512.h"
+#include "positions_avx512.h"
 
 namespace phiquant::cpu::PHIQUANT_ISA {
 
 // Below such scales the scaled cubic's coefficient could vanish.
 PHIQUANT_INLINE bool has_fast_fused(const Layout& layout) {
-  return has_nibbles(layout) && layout.exponent >= -46;
+  return has_nibble_indices(layout) && layout.exponent >= -46;
 }
 
 static int64_t fast_fused_rows(const Layout& layout) {
@@ -31,19 +31,21 @@ PHIQUANT_INLINE int64_t bytes_ahead(const Layout& layout) {
   return (kFar + row - 1) / row * row;
 }
 
-// The coefficients of a stretch of groups, scale and the step of sixteenths included.
+// The coefficients of a stretch of groups, scale and the step of positions included.
 struct Slopes {
   alignas(64) float line[kStretch];
   alignas(64) float cubic[kStretch];
 
+  template <int deviation_bits>
   PHIQUANT_MEMBER void set(const Curve& curve, const Scales& scales, int64_t count) {
+    constexpr float kStep = 1.0f / (1 << deviation_bits);
     const __m512 lines = _mm512_castps256_ps512(_mm256_load_ps(curve.line));
     const __m512 cubics = _mm512_castps256_ps512(_mm256_load_ps(curve.cubic));
     for (int i = 0; i < count; i += kLanes) {
       const __m512i bend = _mm512_load_si512(scales.bend + i);
       const vf scale = load<vf>(scales.scale + i);
-      store(line + i, (vf)_mm512_permutexvar_ps(bend, lines) * 0x1p-4f * scale);
-      store(cubic + i, (vf)_mm512_permutexvar_ps(bend, cubics) * 0x1p-12f * scale);
+      store(line + i, (vf)_mm512_permutexvar_ps(bend, lines) * kStep * scale);
+      store(cubic + i, (vf)_mm512_permutexvar_ps(bend, cubics) * (kStep * kStep * kStep) * scale);
     }
   }
 };
@@ -121,15 +123,16 @@ PHIQUANT_INLINE void add_indices(const uint8_t* index, vf levels, const float* x
   }
 }
 
-// One group of 4-bit indices and deviations: the cubic.
-template <int group_size, int m>
-PHIQUANT_INLINE void add_positions(const uint8_t* index, const uint8_t* deviation, vf line,
-                                   vf cubic, const float* x, int64_t padded, Sums<m>* sums) {
+// One group with deviations: the cubic.
+template <int deviation_bits, int group_size, int m>
+PHIQUANT_INLINE void add_positions(const PlanesAt<deviation_bits>& group, vf line, vf cubic,
+                                   const float* x, int64_t padded, Sums<m>* sums) {
   constexpr int kChunk = group_size < 64 ? group_size : 64;
   for (int start = 0; start < group_size; start += kChunk) {
-    const __m512i codes = join_codes<4, kChunk>(index + start / 2, deviation + start / 2);
+    const PlanesAt<deviation_bits> from = group.after(start);
+    const Positions<deviation_bits, kChunk> positions(from);
     for (int step = 0; step < kChunk / 16; step++) {
-      const vf p = sixteenths(codes, step);
+      const vf p = positions.at(step);
       const vf slope = multiply_add(p * p, cubic, line);
       const vf weight = slope * p;
       for (int i = 0; i < m; i++) {
@@ -155,8 +158,7 @@ struct Stretch {
 template <int deviation_bits, int group_size, int m, int rows>
 PHIQUANT_INLINE bool add_stretch(const FusedTask& task, const FusedTables& tables,
                                  const Stretch& stretch, const float* x, Sums<m>* totals) {
-  constexpr int kBytes = group_size / 2;
-  const uint8_t *index[rows], *deviation[rows];
+  PlanesAt<deviation_bits> codes[rows];
   Scales scales[rows];
   Slopes slopes[deviation_bits == 0 ? 1 : rows];
   Sums<m> sums[rows];
@@ -164,24 +166,23 @@ PHIQUANT_INLINE bool add_stretch(const FusedTask& task, const FusedTables& table
   for (int r = 0; r < rows; r++) {
     const int64_t row = stretch.row + r * stretch.step;
     const int64_t before = row * groups_of(task.layout) + stretch.start;
-    index[r] = task.planes.index + before * kBytes;
-    deviation[r] = deviation_bits == 0 ? nullptr : task.planes.deviation + before * kBytes;
+    codes[r] = {task.planes, before * group_size};
     good &= read_words(task.layout, task.planes.scale + before, stretch.count, &scales[r]);
-    if (deviation_bits != 0) slopes[r].set(tables.curve, scales[r], stretch.count);
+    if (deviation_bits != 0) {
+      slopes[r].template set<deviation_bits>(tables.curve, scales[r], stretch.count);
+    }
     sums[r] = totals[r];
   }
   for (int64_t i = 0; i < stretch.count; i++) {
     for (int r = 0; r < rows; r++) {
-      const uint8_t* codes = index[r] + i * kBytes;
-      if (rows == 1) prefetch(codes + tables.ahead);
-      if (deviation_bits == 0) {
+      const PlanesAt<deviation_bits> group = codes[r].after(i * group_size);
+      if (rows == 1) group.ask_for(tables.ahead);
+      if constexpr (deviation_bits == 0) {
         const vf levels = load<vf>(tables.levels.level[scales[r].bend[i]]) * scales[r].scale[i];
-        add_indices<group_size, m>(codes, levels, x, tables.padded, &sums[r]);
+        add_indices<group_size, m>(group.index, levels, x, tables.padded, &sums[r]);
       } else {
-        const uint8_t* low = deviation[r] + i * kBytes;
-        if (rows == 1) prefetch(low + tables.ahead);
-        add_positions<group_size, m>(codes, low, splat(slopes[r].line[i]),
-                                     splat(slopes[r].cubic[i]), x, tables.padded, &sums[r]);
+        add_positions<deviation_bits, group_size, m>(
+            group, splat(slopes[r].line[i]), splat(slopes[r].cubic[i]), x, tables.padded, &sums[r]);
       }
     }
     x += group_size;
@@ -300,8 +301,20 @@ static Status fast_fused(const FusedTask& task, int64_t begin, int64_t end) {
   const FusedTables tables{curve, IndexLevels(curve),
                            groups_of(task.layout) * task.layout.group_size,
                            bytes_ahead(task.layout)};
-  const bool good = task.layout.deviation_bits == 0 ? fast_rows<0>(task, tables, begin, end)
-                                                    : fast_rows<4>(task, tables, begin, end);
+  bool good = true;
+  switch (task.layout.deviation_bits) {
+    case 0:
+      good = fast_rows<0>(task, tables, begin, end);
+      break;
+    case 2:
+      good = fast_rows<2>(task, tables, begin, end);
+      break;
+    case 4:
+      good = fast_rows<4>(task, tables, begin, end);
+      break;
+    default:
+      good = fast_rows<8>(task, tables, begin, end);
+  }
   return good ? Status::kOk : Status::kBadWord;
 }
 

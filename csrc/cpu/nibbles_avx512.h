@@ -48,15 +48,8 @@ constexpr Places places_for(int byte) {
   }
   return places;
 }
-static constexpr Places kFirstByte = places_for(0), kSecondByte = places_for(1);
-
-// Positions in sixteenths of a cell, exact: the code becomes the second byte of 2^15 + code.
-PHIQUANT_INLINE vf sixteenths(__m512i codes, int step) {
-  const __m512i place = _mm512_load_si512(kSecondByte.byte[step]);
-  const __m512i biased =
-      _mm512_mask_permutexvar_epi8(_mm512_set1_epi32(0x47000000), 0x2222222222222222, place, codes);
-  return (vf)biased - 32887.5f;
-}
+static constexpr Places kFirstByte = places_for(0), kSecondByte = places_for(1),
+                        kThirdByte = places_for(2);
 
 // The level of an index is one look-up in these, exact.
 struct IndexLevels {
