@@ -101,7 +101,7 @@ def no_worse(of: Tensor, layout: Layout, fit: str) -> bool:
 
 
 @EVERY_KIND
-@pytest.mark.parametrize("deviation_bits", [0, 2, 4])
+@pytest.mark.parametrize("deviation_bits", [0, 2, 4, 8])
 def test_the_best_candidate_is_chosen(kind: Callable[[], Tensor], deviation_bits: int) -> None:
     torch.manual_seed(deviation_bits)
     of = kind()
@@ -127,6 +127,28 @@ def test_remainder_bits_count(kind: Callable[[], Tensor], dtype: torch.dtype, fi
     layout = Layout(COLUMNS, exponent=-10, stored_dtype=dtype)
     actual, expected = compiled_exact(of, layout, fit), codec.encode(of, layout, fit)
     assert torch.equal(actual.scale, expected.scale)
+
+
+@pytest.mark.parametrize(
+    "kind", [normal, on_levels, far_smaller_than_one], ids=lambda f: f.__name__
+)
+@pytest.mark.parametrize("size", codec.GROUP_SIZES)
+def test_remainder_bits_by_table(kind: Callable[[], Tensor], size: int) -> None:
+    """Scales of all mantissas, those whose sides of zero differ among them, and of exponents that
+    the tables have or have not."""
+    torch.manual_seed(size)
+    powers = torch.logspace(-20, 4, 32, base=2.0)
+    of = (kind().repeat(4, 1) * powers.unsqueeze(1)).bfloat16()
+    layout = Layout(COLUMNS, group_size=size, exponent=-10, stored_dtype=torch.bfloat16)
+    actual, expected = compiled_exact(of, layout, "joint"), codec.encode(of, layout, "joint")
+    assert torch.equal(actual.scale, expected.scale)
+
+
+def test_positions_near_zero_are_in_the_first_cell() -> None:
+    """Weights far below the smallest scale: estimates of their positions are on both sides of 0."""
+    torch.manual_seed(3)
+    of, layout = normal() * 1e-3, Layout(COLUMNS, exponent=20)
+    assert same_choice(of, compiled_encode(of, layout, "joint"), layout, "joint")
 
 
 def test_both_signs_alike_take_the_first() -> None:

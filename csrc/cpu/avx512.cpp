@@ -35,6 +35,9 @@
 #define PHIQUANT_INTEGERS &kIntegerKernels
 //
 #include "exact_encode_avx512.h"
+#include "pack_codes_avx512.h"
+#define PHIQUANT_PACK_CODES
+#define PHIQUANT_TABLE_BITS
 //
 #include "kernel_set.h"
 

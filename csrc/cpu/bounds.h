@@ -16,10 +16,17 @@ struct Bounds {
 PHIQUANT_INLINE vf sums_of(const vf* vectors) {
   vf sum[kLanes];
   for (int i = 0; i < kLanes; i++) sum[i] = vectors[i];
+#if PHIQUANT_BYTES == 64
+  for (int i = 0; i < 8; i++) sum[i] = add_halves<8>(sum[i], sum[i + 8]);
+  for (int i = 0; i < 4; i++) sum[i] = add_halves<4>(sum[i], sum[i + 4]);
+  for (int i = 0; i < 2; i++) sum[i] = add_halves<2>(sum[i], sum[i + 2]);
+  return add_halves<1>(sum[0], sum[1]);
+#else
   for (int left = kLanes / 2; left > 0; left /= 2) {
     for (int i = 0; i < left; i++) sum[i] = pair_sums(sum[2 * i], sum[2 * i + 1]);
   }
   return sum[0];
+#endif
 }
 
 // A sum of squared errors is off by no more than this share of itself, and this times the number
@@ -35,16 +42,16 @@ struct Range {
   vf low, high;
 };
 
-PHIQUANT_INLINE Range range_of(vf sum, vf slip, float slack) {
-  const vf away = sum * kScanShare + slip + slack;
+PHIQUANT_INLINE Range range_of(vf sum, vf share, vf slip) {
+  const vf away = sum * share + slip;
   return {maximum(sum - away, vf{}), sum + away};
 }
 
 // What remainders multiply scores by, relative to the candidate with the fewest bits. Beyond 2^90
 // no candidate has a chance: sums lie within 2^-18 and 2^8, and three are multiplied.
 // `doubtful` weights may have any number of bits.
-PHIQUANT_INLINE void price_scores(const EncodeTask& task, const Scan& scanned,
-                                  const float* doubtful, Bounds* factors) {
+PHIQUANT_INLINE void price_scores(const EncodeTask& task, const Scan& scanned, float slips,
+                                  Bounds* factors) {
   constexpr int32_t kFurthest = 90 * 32;
   const float widest = task.dtype == Dtype::kFloat32 ? 32 : 16;
   alignas(64) float powers[kSegments];
@@ -57,7 +64,8 @@ PHIQUANT_INLINE void price_scores(const EncodeTask& task, const Scan& scanned,
   }
   const vf least = splat(-lanes_maximum(-fewest));
   for (int at = 0; at < kCandidates; at += kLanes) {
-    const vf bits = load<vf>(factors->low + at) - least, away = load<vf>(doubtful + at) * widest;
+    const vf bits = load<vf>(factors->low + at) - least,
+             away = to_float(load<vi>(scanned.doubtful + at)) * (slips * widest);
     const auto factor = [&](vf fewer) {
       vi units = truncate(fewer) * task.price;
       units = units > kFurthest ? splat(kFurthest) : units < -kFurthest ? splat(-kFurthest) : units;
@@ -76,22 +84,23 @@ PHIQUANT_INLINE void bound_scores(const PhiSearch& search, const EncodeTask& tas
   const bool priced = is_priced(task);
   const float heaviest = group.importance == nullptr ? 1.0f : 2.0f;
   const float slips = static_cast<float>(search.layout.group_size / kLanes) * heaviest;
-  const float slack = kScanSlack * static_cast<float>(search.layout.group_size) * heaviest;
+  const float weights = static_cast<float>(search.layout.group_size) * heaviest;
   const float unit = candidates.reciprocal[0];
-  alignas(64) float doubtful_of[kCandidates];
-  for (int at = 0; at < kCandidates; at += kLanes)
-    store(doubtful_of + at, load<vf>(scanned.doubtful + at) * slips);
+  const bool index_only = fit == Fit::kIndex || search.layout.deviation_bits == 0;
   Bounds factors;
-  if (priced) price_scores(task, scanned, doubtful_of, &factors);
+  if (priced) price_scores(task, scanned, slips, &factors);
   for (int at = 0; at < kCandidates; at += kLanes) {
-    const vf doubtful = load<vf>(doubtful_of + at);
     const vf scale = load<vf>(candidates.scale + at) * unit, square = scale * scale;
-    Range range = range_of(sums_of(scanned.deepest + at),
-                           doubtful * load<vf>(search.deepest_slip + at), slack);
-    if (search.layout.deviation_bits > 0 && fit != Fit::kDeviation) {
-      const Range index =
-          range_of(sums_of(scanned.index + at), doubtful * load<vf>(search.index_slip + at), slack);
-      if (fit == Fit::kIndex) {
+    Range range{};
+    if (!index_only) {
+      range = range_of(sums_of(scanned.deepest + at), load<vf>(search.deepest_share + at),
+                       load<vf>(search.deepest_slack + at) * weights);
+    }
+    if (fit != Fit::kDeviation || index_only) {
+      const vf slip = to_float(load<vi>(scanned.doubtful + at)) * slips;
+      const Range index = range_of(sums_of(scanned.index + at), splat(kScanShare),
+                                   slip * load<vf>(search.index_slip + at) + kScanSlack * weights);
+      if (index_only) {
         range = index;
       } else {
         range.low = range.low * (index.low * index.low) * (square * square);

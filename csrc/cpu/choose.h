@@ -12,9 +12,13 @@ inline constexpr uint32_t kEveryCandidate = (1 << kCandidates) - 1;
 PHIQUANT_INLINE Trial trial_of(const PhiSearch& search, const Group& group,
                                const Candidates& candidates, int candidate) {
   const int bend = candidate / 2;
-  return {search.curve.line[bend], search.curve.cubic[bend],
-          search.inverse + bend,   candidates.scale[candidate],
-          (candidate & 1) != 0,    group.plain && candidates.covered[candidate] != 0};
+  return {bend,
+          search.curve.line[bend],
+          search.curve.cubic[bend],
+          search.inverse + bend,
+          candidates.scale[candidate],
+          (candidate & 1) != 0,
+          group.plain && candidates.covered[candidate] != 0};
 }
 
 // The best of the candidates in a set of bits, the first of equals.

@@ -47,15 +47,21 @@ PHIQUANT_INLINE void write_plane(uint8_t* plane, const Layout& layout, int64_t g
   pack(bits, bytes, layout.group_size, plane + group * group_bytes(layout, bits));
 }
 
+#if !defined(PHIQUANT_PACK_CODES)
+// An instruction set may have a faster way for some layouts: see pack_codes_avx512.h.
+PHIQUANT_INLINE bool pack_codes(const EncodeTask&, int64_t, const int32_t*) { return false; }
+#endif
+
 PHIQUANT_INLINE void write_group(const EncodeTask& task, int64_t group, int64_t count, int16_t word,
                                  int32_t* codes) {
   const Layout& layout = task.layout;
   const int low = low_bits(layout);
   for (int64_t i = count; i < layout.group_size; i++) codes[i] = 0;
+  task.scale[group] = word;
+  if (pack_codes(task, group, codes)) return;
   write_plane(task.index, layout, group, layout.index_bits, codes, layout.deviation_bits);
   write_plane(task.deviation, layout, group, high_bits(layout), codes, low);
   write_plane(task.deviation_low, layout, group, low, codes, 0);
-  task.scale[group] = word;
 }
 
 // False if a weight is not finite and may not be.
@@ -69,8 +75,9 @@ PHIQUANT_INLINE bool load_work(const EncodeTask& task, const PhiSearch& search, 
   if (!finite && !task.exact) return false;
   work->group.importance = task.importance == nullptr ? nullptr : task.importance + column;
   prepare_group(search, &work->group, &work->candidates);
-  work->scannable = search.scan != nullptr && work->group.plain && work->candidates.all_covered &&
-                    (task.prices == nullptr || task.importance == nullptr);
+  work->scannable =
+      search.scan != nullptr && work->group.plain && work->candidates.all_covered &&
+      (task.prices == nullptr || (task.importance == nullptr && layout.deviation_bits < 8));
   return true;
 }
 

@@ -85,16 +85,28 @@ struct Inverse {
 // deviation.
 inline constexpr int kScanDegree = 3;
 inline constexpr int kScanShift = 20;
-inline constexpr double kScanDoubt = 0.01;  // sub-cells; a position is never less certain
+inline constexpr double kScanDoubt = 0.1;  // sub-cells; a position is never less certain
+// Whether both signs' scales use one segment's cubic. Bits of remainders are known only where
+// sub-cells are certain, and errors in 256ths of a cell take a position as exact, which two make
+// likelier.
+PHIQUANT_INLINE constexpr bool shares_segments(int deviation_bits, bool priced) {
+  return !priced && deviation_bits < 8;
+}
 struct ScanTable {
   alignas(64) float coefficient[kScanDegree + 1][kSegments];  // in powers of t, lowest first
-  alignas(64) float level[kSegments];                         // index levels, by half cells
-  float at_centre[4];  // the level of sub-cell n's centre in powers of n, lowest first
-  float offset;        // no octave of t begins twice
-  float certain;       // a position no further than this from a sub-cell's centre is in it
-  float index_slip;    // how much a squared error may change where a weight is taken for one of
-  float deepest_slip;  // the next sub-cell because its position was not certain
+  alignas(64) float level[kSegments];  // index levels, by half cells; by cells without deviation
+  float slope[3];                      // of levels at a position, in powers of it, lowest first
+  float offset;                        // no octave of t begins twice
+  float certain;        // a position no further than this from a (sub-)cell's centre is in it
+  float index_slip;     // how much a squared error may change where a weight is taken for one of
+                        // the next cell because its position was not certain
+  float deepest_share;  // by which share of itself a sum of squared errors of the deepest tier may
+  float deepest_slack;  // be off, and by how much more a weight
 };
+
+// Magnitudes below this part of a group's largest are taken for it where positions are estimated:
+// near 0 they are all in one sub-cell, and the estimate must not be at its edge.
+inline constexpr float kGuessFloor = 2 * kInverseError;
 
 struct EncodeTask {
   Layout layout;

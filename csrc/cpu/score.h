@@ -2,11 +2,12 @@
 // bit, on every instruction set: fp32, in 16 lanes, summed in one order.
 #pragma once
 
-#include "search.h"
+#include "table_bits.h"
 
 namespace phiquant::cpu::PHIQUANT_ISA {
 
 struct Trial {
+  int bend;
   float line, cubic;
   const Inverse* inverse;
   float scale;    // positive
@@ -73,21 +74,20 @@ PHIQUANT_INLINE vi find_codes(const PhiSearch& search, const Trial& trial, vf tu
   return code - up + down;
 }
 
-// The codes of all weights from estimates alone. False if one is so near to an edge that its
-// sub-cell is in doubt.
+// The codes of all weights, which the trial covers, from estimates alone. False if one is so near
+// to an edge, such as the grid's first, that its sub-cell is in doubt.
 PHIQUANT_INLINE bool quick_codes(const PhiSearch& search, const Group& group, const Trial& trial,
                                  int32_t* codes) {
   const float reciprocal = 1.0f / trial.scale;
   // Below zero the number of a sub-cell is mirrored, that of a cell around zero is negated.
   const int32_t negated = search.layout.deviation_bits == 0 ? -1 : 0;
-  const vi turned = vi{} - (trial.negative ? 1 : 0), last = splat(search.last_code);
+  const vi turned = vi{} - (trial.negative ? 1 : 0);
   vf furthest{};
   for (int at = 0; at < search.layout.group_size; at += kLanes) {
     const vf place = estimate(*trial.inverse, load<vf>(group.guess + at), reciprocal);
     const vi n = truncate(place), below = load<vi>(group.weight + at) >> 31 ^ turned;
     furthest = larger_size(furthest, place - (to_float(n) + 0.5f));
-    const vi code = search.zero_code + ((n ^ below) - (below & negated));
-    store(codes + at, code < 0 ? vi{} : code > last ? last : code);
+    store(codes + at, search.zero_code + ((n ^ below) - (below & negated)));
   }
   return !any(furthest > 0.5f - search.near_edge);
 }
@@ -148,6 +148,24 @@ static Errors exact_errors(const PhiSearch& search, const Group& group, const Tr
           sum_integers(bits)};
 }
 
+// The same of a group, by its sub-cells' numbers from zero outwards. No covered weight reaches the
+// last sub-cell: it begins at K + 1/4 or above.
+template <Priced priced>
+PHIQUANT_INLINE int64_t bits_of(const PhiSearch& search, const Group& group, const Trial& trial,
+                                const Steps& steps, const int32_t* number) {
+  if constexpr (priced == Priced::kNone) return 0;
+  vi bits{};
+  if (group.whole && table_bits<priced, 0>(search.layout, trial.scale, trial.bend, number, &bits)) {
+    return sum_integers(bits);
+  }
+  const vi turned = vi{} - (trial.negative ? 1 : 0);
+  for (int at = 0; at < search.layout.group_size; at += kLanes) {
+    const Sides sides{load<vi>(number + at), load<vi>(group.weight + at) >> 31 ^ turned, vi{}};
+    bits += widths<priced>(steps, trial, sides) & load<vi>(group.counted + at);
+  }
+  return sum_integers(bits);
+}
+
 // From estimated positions of magnitudes, the curve being odd. False if a weight is so near to an
 // edge that its sub-cell is in doubt.
 template <bool index, bool deepest, bool weighted, Priced priced>
@@ -156,9 +174,8 @@ PHIQUANT_INLINE bool quick_errors(const PhiSearch& search, const Group& group, c
   const int d = search.layout.deviation_bits, half_cell = d == 0 ? 0 : 1 << (d - 1);
   const Steps steps = Steps::of(search.layout, trial.line, trial.cubic);
   const float reciprocal = 1.0f / trial.scale;
-  const vi turned = vi{} - (trial.negative ? 1 : 0);
   vf index_sum[kParts]{}, deepest_sum[kParts]{}, furthest{};
-  vi bits{};
+  alignas(64) int32_t number[kLargestGroup];
   for (int at = 0; at < search.layout.group_size; at += kSumLanes) {
     for (int part = 0; part < kParts; part++) {
       const int here = at + part * kLanes;
@@ -167,11 +184,7 @@ PHIQUANT_INLINE bool quick_errors(const PhiSearch& search, const Group& group, c
       const vi whole = truncate(place);
       const vf centre = to_float(whole) + 0.5f;
       furthest = maximum(furthest, absolute(place - centre));
-      if constexpr (priced != Priced::kNone) {
-        // No covered weight reaches the last sub-cell: it begins at K + 1/4 or above.
-        const Sides sides{whole, load<vi>(group.weight + here) >> 31 ^ turned, vi{}};
-        bits += widths<priced>(steps, trial, sides) & load<vi>(group.counted + here);
-      }
+      if (priced != Priced::kNone) store(number + here, whole);
       if (deepest) {
         const vf level = ((centre * centre) * steps.cubic + steps.line) * centre;
         deepest_sum[part] += square<weighted>(group, here, level * trial.scale - size);
@@ -182,7 +195,8 @@ PHIQUANT_INLINE bool quick_errors(const PhiSearch& search, const Group& group, c
       }
     }
   }
-  *out = {sum_lanes(index_sum), sum_lanes(deepest_sum), sum_integers(bits)};
+  const int64_t bits = bits_of<priced>(search, group, trial, steps, number);
+  *out = {sum_lanes(index_sum), sum_lanes(deepest_sum), bits};
   return !any(furthest > 0.5f - search.near_edge);
 }
 

@@ -15,13 +15,15 @@ struct Group {
   const float* importance;                     // null if all are 1
   float above, below;                          // the largest weight of each direction, >= 0
   float unit;                                  // a power of two that keeps squares in range
+  bool whole;                                  // no padding
   bool plain;                                  // unit is 1 and nothing is near fp32's borders
 };
 
 struct Candidates {
   alignas(64) float scale[kCandidates];  // positive
   alignas(64) float reciprocal[kCandidates];
-  alignas(64) int32_t word[kCandidates];     // magnitude bits, without sign and bend
+  alignas(64) float negated[kCandidates];  // reciprocals: vectors are filled from memory at no cost
+  alignas(64) int32_t word[kCandidates];   // magnitude bits, without sign and bend
   alignas(64) int32_t covered[kCandidates];  // whether every weight is inside of the grid
   bool all_covered;
 };
@@ -46,7 +48,8 @@ struct PhiSearch {
   alignas(64) float bottom[kCandidates];
   // Of ScanTable, for every candidate.
   alignas(64) float index_slip[kCandidates]{};
-  alignas(64) float deepest_slip[kCandidates]{};
+  alignas(64) float deepest_share[kCandidates]{};
+  alignas(64) float deepest_slack[kCandidates]{};
   int32_t zero_code;  // the code of positions just above 0, or of position 0 without deviation
   int32_t last_code;
   float near_edge;  // an estimate this close to an edge, in sub-cells, may be on its wrong side
@@ -60,7 +63,8 @@ struct PhiSearch {
       bottom[i] = task.ends[2 * bend + 1];
       if (scan == nullptr) continue;
       index_slip[i] = scan[bend].index_slip;
-      deepest_slip[i] = scan[bend].deepest_slip;
+      deepest_share[i] = scan[bend].deepest_share;
+      deepest_slack[i] = scan[bend].deepest_slack;
     }
     zero_code = d == 0 ? half - 1 : ((2 * half - 1) << d) / 2;
     last_code = (1 << code_bits(layout)) - 1;
@@ -109,6 +113,7 @@ PHIQUANT_INLINE bool load_group(const Layout& layout, Dtype dtype, const uint8_t
     store(group->weight + at, weight);
     store(group->size + at, size);
   }
+  group->whole = count == layout.group_size;
   group->above = lanes_maximum(above);
   group->below = lanes_maximum(below);
   return !any(infinite);
@@ -136,7 +141,9 @@ PHIQUANT_INLINE void smallest_words(const PhiSearch& search, const Group& group,
     rounded = minimum((vf)((vi)rounded - (short_by_one << 16)), splat(kLargest));
     const vf scale = rounded * unit;
     store(out->scale + i, scale);
-    store(out->reciprocal + i, 1.0f / scale);
+    const vf reciprocal = 1.0f / scale;
+    store(out->reciprocal + i, reciprocal);
+    store(out->negated + i, -reciprocal);
     const vi inside = (scale * top >= long_end) & (scale * bottom >= short_end);
     covered &= inside;
     store(out->covered + i, inside);
@@ -147,21 +154,20 @@ PHIQUANT_INLINE void smallest_words(const PhiSearch& search, const Group& group,
 
 // The candidates of a loaded group, and what scoring them takes.
 PHIQUANT_INLINE void prepare_group(const PhiSearch& search, Group* group, Candidates* candidates) {
-  const Layout& layout = search.layout;
   smallest_words(search, *group, candidates);
   const float largest = group->above > group->below ? group->above : group->below;
-  // Errors are no larger than a weight or a scale; scales may be far above the weights.
   vf scale = load<vf>(candidates->scale);
   for (int i = kLanes; i < kCandidates; i += kLanes)
     scale = maximum(scale, load<vf>(candidates->scale + i));
-  const float largest_scale = lanes_maximum(scale);
-  const float reach = largest > largest_scale ? largest : largest_scale;
-  group->plain = largest >= 0x1p-30f && reach <= 0x1p30f;
-  group->unit = group->plain ? 1.0f : normaliser(reach);
-  // A magnitude below 1/2 sub-cell of every candidate, and not so near to 0 as an edge may be.
-  const int cells = half_of(layout) << layout.deviation_bits;
-  const float floor = largest * (0.02f / static_cast<float>(cells));
-  for (int at = 0; at < layout.group_size; at += kLanes) {
+  group->plain = largest >= 0x1p-30f && largest <= 0x1p30f && !any(scale > 0x1p30f);
+  group->unit = 1.0f;
+  if (!group->plain) {
+    // Errors are no larger than a weight or a scale; scales may be far above the weights.
+    const float largest_scale = lanes_maximum(scale);
+    group->unit = normaliser(largest > largest_scale ? largest : largest_scale);
+  }
+  const float floor = largest * kGuessFloor;
+  for (int at = 0; at < search.layout.group_size; at += kLanes) {
     store(group->guess + at, maximum(load<vf>(group->size + at), splat(floor)));
   }
 }

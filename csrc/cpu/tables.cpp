@@ -122,7 +122,7 @@ SearchTables::SearchTables(const Layout& layout, bool priced) {
   }
   if (phi) {
     inverse = inverses(layout);
-    scan = scan_tables(layout, !priced);
+    scan = scan_tables(layout, shares_segments(layout.deviation_bits, priced));
     return;
   }
   edges = golden_edges(layout).data();

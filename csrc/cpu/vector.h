@@ -58,18 +58,17 @@ PHIQUANT_INLINE float sum_lanes(const vf parts[kParts]) {
   return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
+#if PHIQUANT_BYTES != 64
 // Sums of neighbours: a's, then b's.
 PHIQUANT_INLINE vf pair_sums(vf a, vf b) {
-#if PHIQUANT_BYTES == 64
-  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
-         __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
-#elif PHIQUANT_BYTES == 32
+#if PHIQUANT_BYTES == 32
   return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14) +
          __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
 #else
   return __builtin_shufflevector(a, b, 0, 2, 4, 6) + __builtin_shufflevector(a, b, 1, 3, 5, 7);
 #endif
 }
+#endif
 
 typedef int32_t v4i __attribute__((vector_size(16)));
 

@@ -13,6 +13,11 @@ PHIQUANT_INLINE vf maximum(vf a, vf b) { return _mm512_max_ps(a, b); }
 PHIQUANT_INLINE bool any(vi mask) { return _mm512_movepi32_mask((__m512i)mask) != 0; }
 PHIQUANT_INLINE uint32_t lanes_of(vi mask) { return _mm512_movepi32_mask((__m512i)mask); }
 PHIQUANT_INLINE vf larger_size(vf a, vf b) { return _mm512_range_ps(a, b, 0xB); }
+PHIQUANT_INLINE uint32_t lanes_above(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+// How far a number is above the nearest whole one.
+PHIQUANT_INLINE vf from_nearest(vf number) {
+  return _mm512_reduce_ps(number, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
 PHIQUANT_INLINE vi bit_length(vi number) { return 32 - (vi)_mm512_lzcnt_epi32((__m512i)number); }
 PHIQUANT_INLINE vf lookup(const float* table, vi place) {
   return _mm512_permutex2var_ps(load<vf>(table), (__m512i)place, load<vf>(table + 16));
@@ -29,6 +34,17 @@ PHIQUANT_INLINE vf halves_to_floats(const uint16_t* from) {
 }
 PHIQUANT_INLINE void floats_to_halves(uint16_t* to, vf value) {
   store(to, _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+// Of every 2 * `step` lanes: a's second half onto its first, then b's first half onto its second.
+// A blend takes either port where a second permutation would take one.
+template <int step>
+PHIQUANT_INLINE vf add_halves(vf a, vf b) {
+  constexpr int kSecond = step == 8 ? 0xFF00 : step == 4 ? 0xF0F0 : step == 2 ? 0xCCCC : 0xAAAA;
+  vi place;
+  for (int i = 0; i < kLanes; i++) place[i] = (i & step) == 0 ? i + step : 16 + i - step;
+  const __m512 crossed = _mm512_permutex2var_ps(a, (__m512i)place, b);
+  return (vf)_mm512_mask_blend_ps(static_cast<__mmask16>(kSecond), a, b) + (vf)crossed;
 }
 
 PHIQUANT_INLINE void prefetch(const uint8_t* from) {
