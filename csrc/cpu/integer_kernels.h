@@ -31,13 +31,39 @@ static bool integer_prepare(const Layout& layout, const void* x, int64_t m, uint
   return true;
 }
 
-PHIQUANT_INLINE void leave(const CodeTask& task, int64_t i, int64_t row, vf sums) {
-  float sum = total(sums);
-  if (task.factors != nullptr) sum *= task.factors[i];
-  if (task.bias != nullptr) sum += task.bias[row];
+// Sums of neighbouring 128 bits: those of x, then those of y.
+PHIQUANT_INLINE __m512 fold(__m512 x, __m512 y) {
+  return _mm512_shuffle_f32x4(x, y, 0x88) + _mm512_shuffle_f32x4(x, y, 0xDD);
+}
+
+// The sum of every one of 16 vectors, in 45 instructions.
+PHIQUANT_INLINE vf totals(const vf parts[16]) {
+  __m512 fours[4], halves[2];  // of four vectors the sums of every 128 bits; of eight, of 256
+  for (int i = 0; i < 4; i++) {
+    const __m512* p = parts + 4 * i;
+    const __m512 ab = _mm512_unpacklo_ps(p[0], p[1]) + _mm512_unpackhi_ps(p[0], p[1]);
+    const __m512 cd = _mm512_unpacklo_ps(p[2], p[3]) + _mm512_unpackhi_ps(p[2], p[3]);
+    const __m512d x = _mm512_castps_pd(ab), y = _mm512_castps_pd(cd);
+    fours[i] =
+        _mm512_castpd_ps(_mm512_unpacklo_pd(x, y)) + _mm512_castpd_ps(_mm512_unpackhi_pd(x, y));
+  }
+  for (int i = 0; i < 2; i++) halves[i] = fold(fours[2 * i], fours[2 * i + 1]);
+  return fold(halves[0], halves[1]);
+}
+
+// The results of `count` rows of the weight, up to 16, with row i of x.
+PHIQUANT_INLINE void leave(const CodeTask& task, int64_t i, int64_t row, int64_t count,
+                           const vf parts[16]) {
+  vf sums = totals(parts);
+  if (task.factors != nullptr) sums *= task.factors[i];
+  if (task.bias != nullptr) {
+    const __mmask16 given = static_cast<__mmask16>((1u << count) - 1);
+    sums += (vf)_mm512_maskz_loadu_ps(given, task.bias + row);
+  }
   alignas(64) uint16_t bits[kLanes];
-  floats_to_bfloat16s(bits, splat(sum));
-  static_cast<uint16_t*>(task.out)[i * task.out_features + row] = bits[0];
+  floats_to_bfloat16s(bits, sums);
+  std::memcpy(static_cast<uint16_t*>(task.out) + i * task.out_features + row, bits,
+              static_cast<size_t>(count) * sizeof *bits);
 }
 
 struct IntegerMultiply {
@@ -45,28 +71,22 @@ struct IntegerMultiply {
   const IntegerTables& tables;
   int64_t begin, end;
 
-  // One row of x.
-  template <Operand operand, int group_size, int rows>
-  PHIQUANT_MEMBER bool apart(int64_t from, int64_t to, int64_t step, int64_t first) const {
-    IntegerProduct<operand, group_size, rows, 1> product(task, tables, first);
-    vf sums[rows][1];
+  // Rows [from, to) of the weight, `rows` at a time, `step` apart, with `m` rows of x from `first`
+  // on; one of the two is 1.
+  template <Operand operand, int group_size, int rows, int m>
+  PHIQUANT_MEMBER bool part(int64_t from, int64_t to, int64_t step, int64_t first) const {
+    IntegerProduct<operand, group_size, rows, m> product(task, tables, first);
+    vf sums[rows][m], parts[rows * m][kLanes] = {};
     bool good = true;
-    for (int64_t row = from; row < to; row++) {
-      good &= product.run(row, step, sums);
-      for (int r = 0; r < rows; r++) leave(task, first, row + r * step, sums[r][0]);
-    }
-    return good;
-  }
-
-  // kMost rows of x.
-  template <Operand operand, int group_size>
-  PHIQUANT_MEMBER bool together(int64_t first) const {
-    IntegerProduct<operand, group_size, 1, kMost> product(task, tables, first);
-    vf sums[1][kMost];
-    bool good = true;
-    for (int64_t row = begin; row < end; row++) {
-      good &= product.run(row, 0, sums);
-      for (int j = 0; j < kMost; j++) leave(task, first + j, row, sums[0][j]);
+    for (int64_t row = from; row < to; row += kLanes) {
+      const int64_t count = to - row < kLanes ? to - row : kLanes;
+      for (int64_t i = 0; i < count; i++) {
+        good &= product.run(row + i, step, sums);
+        for (int j = 0; j < rows * m; j++) parts[j][i] = sums[j / m][j % m];
+      }
+      for (int j = 0; j < rows * m; j++) {
+        leave(task, first + j % m, row + j / m * step, count, parts[j]);
+      }
     }
     return good;
   }
@@ -78,11 +98,13 @@ struct IntegerMultiply {
     int64_t first = 0;
     bool good = true;
     if constexpr (operand == Operand::kInt8) {
-      for (; task.m - first >= kMost; first += kMost) good &= together<operand, group_size>(first);
+      for (; task.m - first >= kMost; first += kMost) {
+        good &= part<operand, group_size, 1, kMost>(begin, end, 0, first);
+      }
     }
     for (; first < task.m; first++) {
-      good &= apart<operand, group_size, kRows>(begin, begin + step, step, first);
-      good &= apart<operand, group_size, 1>(rest, end, 0, first);
+      good &= part<operand, group_size, kRows, 1>(begin, begin + step, step, first);
+      good &= part<operand, group_size, 1, 1>(rest, end, 0, first);
     }
     return good;
   }
