@@ -179,11 +179,16 @@ def encode(weight: Tensor, layout: Layout, fit: str = "joint") -> Planes:
     return Planes(*lossy, *exact[:3])  # no infinities here
 
 
-def planes_of(weight: Tensor, name: str, layout: Layout, fit: str, **options: Any) -> Contender:
+def planes_of(weight: Tensor, name: str, layout: Layout, fit: str, int8: bool = False) -> Contender:
+    """Called as `nn.Linear` calls it: planes are prepared once, for every copy of them."""
     planes, columns = encode(weight, layout, fit), layout.columns
+    prepared: dict[int, Tensor] = {}
 
     def product(x: Tensor, *planes: Tensor) -> Tensor:
-        return phi.linear(x, *planes, None, columns, *settings(layout), **options)
+        which = planes[0].data_ptr()
+        if which not in prepared:
+            prepared[which] = phi._prepare(*planes, columns, *settings(layout), int8)
+        return phi._prepared_linear(x, prepared[which], None)
 
     def dequantize() -> Tensor:
         return phi.decode(*planes, columns, *settings(layout), torch.float32)
@@ -194,12 +199,8 @@ def planes_of(weight: Tensor, name: str, layout: Layout, fit: str, **options: An
 def int8_activations(weight: Tensor) -> Contender:
     """The index plane with rows of x rounded to int8: off by about a hundredth."""
     layout = Layout(weight.shape[1], 4, 0, exponent=-10)
-    plain = planes_of(weight, INT8_ACTIVATION, layout, "index")
-
-    def product(x: Tensor, *planes: Tensor) -> Tensor:
-        return phi.linear_int8(x, *planes, None, layout.columns, *settings(layout))
-
-    return replace(plain, product=product, tolerance=0.03)
+    plain = planes_of(weight, INT8_ACTIVATION, layout, "index", int8=True)
+    return replace(plain, tolerance=0.03)
 
 
 def phiquant(weight: Tensor) -> Iterator[Contender]:
