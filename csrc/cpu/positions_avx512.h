@@ -50,6 +50,11 @@ PHIQUANT_INLINE __m512i spread_pairs(const uint8_t* deviation) {
 inline constexpr uint32_t kBiased = 0x47000000;  // 2^15
 inline constexpr __mmask64 kSecondBytes = 0x2222222222222222, kThirdBytes = 0x4444444444444444;
 
+PHIQUANT_INLINE __m512i biased_codes(__m512i codes, int step) {
+  const __m512i place = _mm512_load_si512(kSecondByte.byte[step]);
+  return _mm512_mask_permutexvar_epi8(_mm512_set1_epi32(kBiased), kSecondBytes, place, codes);
+}
+
 template <int deviation_bits, int chunk>
 struct Positions;
 
@@ -67,10 +72,7 @@ struct Positions<2, chunk> {
     codes = _mm512_and_si512(joined, _mm512_set1_epi8(63));
   }
   PHIQUANT_MEMBER vf at(int step) const {
-    const __m512i place = _mm512_load_si512(kSecondByte.byte[step]);
-    const __m512i biased =
-        _mm512_mask_permutexvar_epi8(_mm512_set1_epi32(kBiased), kSecondBytes, place, codes);
-    return (vf)biased - (32768.0f + 29.5f);
+    return (vf)biased_codes(codes, step) - (32768.0f + 29.5f);
   }
 };
 
@@ -82,10 +84,7 @@ struct Positions<4, chunk> {
       : codes(join_codes<4, chunk>(planes.index, planes.deviation)) {}
 
   PHIQUANT_MEMBER vf at(int step) const {
-    const __m512i place = _mm512_load_si512(kSecondByte.byte[step]);
-    const __m512i biased =
-        _mm512_mask_permutexvar_epi8(_mm512_set1_epi32(kBiased), kSecondBytes, place, codes);
-    return (vf)biased - (32768.0f + 119.5f);
+    return (vf)biased_codes(codes, step) - (32768.0f + 119.5f);
   }
 };
 
@@ -98,11 +97,9 @@ struct Positions<8, chunk> {
         deviations(join_codes<4, chunk>(planes.deviation, planes.low)) {}
 
   PHIQUANT_MEMBER vf at(int step) const {
-    const __m512i second = _mm512_load_si512(kSecondByte.byte[step]);
-    const __m512i third = _mm512_load_si512(kThirdByte.byte[step]);
-    const __m512i biased =
-        _mm512_mask_permutexvar_epi8(_mm512_set1_epi32(kBiased), kSecondBytes, second, deviations);
-    return (vf)_mm512_mask_permutexvar_epi8(biased, kThirdBytes, third, indices) -
+    const __m512i third = _mm512_load_si512(kThirdByte.byte[step]),
+                  low = biased_codes(deviations, step);
+    return (vf)_mm512_mask_permutexvar_epi8(low, kThirdBytes, third, indices) -
            (32768.0f + 1919.5f);
   }
 };
