@@ -30,10 +30,6 @@ PHIQUANT_INLINE int block_width(int64_t m) {
 // 16 dwords of each of `width` rows, one after the other in `from`, to 16 lines of `width` dwords.
 template <int width>
 PHIQUANT_INLINE void interleave(const int32_t* from, int32_t* to) {
-  if constexpr (width == 1) {
-    _mm512_store_si512(to, _mm512_load_si512(from));
-    return;
-  }
   alignas(64) int32_t places[16];
   for (int i = 0; i < 16; i++) places[i] = i % width * 16 + i / width;
   const __m512i place = _mm512_load_si512(places);

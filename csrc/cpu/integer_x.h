@@ -35,22 +35,6 @@ PHIQUANT_INLINE float* new_group_floats(const Layout& layout, bool int8, uint8_t
   return floats;
 }
 
-// The largest of the magnitudes, as bits of bf16.
-PHIQUANT_INLINE uint32_t largest_bits(const uint16_t* row, int64_t begin, int64_t end) {
-  const __m512i magnitude = _mm512_set1_epi16(0x7FFF);
-  __m512i largest = _mm512_setzero_si512();
-  for (int64_t column = begin; column < end; column += kPiece) {
-    __m512i part[2];
-    load_piece(row, column, end, part);
-    for (const __m512i bits : part) {
-      largest = _mm512_max_epu16(largest, _mm512_and_si512(bits, magnitude));
-    }
-  }
-  const __m512i odd = _mm512_srli_epi32(largest, 16);
-  const __m512i even = _mm512_and_si512(largest, _mm512_set1_epi32(0xFFFF));
-  return _mm512_reduce_max_epu32(_mm512_max_epu32(odd, even));
-}
-
 // 32 bf16 times 2^power to int16, to nearest even.
 PHIQUANT_INLINE __m512i to_int16(__m512i bits, float power) {
   const __m512 powers = _mm512_set1_ps(power);

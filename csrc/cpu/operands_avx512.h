@@ -60,21 +60,25 @@ PHIQUANT_INLINE void load_piece(const uint16_t* row, int64_t column, int64_t col
   piece[1] = _mm512_maskz_loadu_epi16(static_cast<uint32_t>(mask >> 32), row + column + 32);
 }
 
-// The largest magnitude of a row of bf16.
-PHIQUANT_INLINE float largest_of(const uint16_t* row, int64_t columns) {
+// The largest magnitude of columns [begin, end) of a row, as bits of bf16.
+PHIQUANT_INLINE uint32_t largest_bits(const uint16_t* row, int64_t begin, int64_t end) {
+  const __m512i magnitude = _mm512_set1_epi16(0x7FFF);
   __m512i largest = _mm512_setzero_si512();
-  for (int64_t column = 0; column < columns; column += kPiece) {
+  for (int64_t column = begin; column < end; column += kPiece) {
     __m512i part[2];
-    load_piece(row, column, columns, part);
+    load_piece(row, column, end, part);
     for (const __m512i bits : part) {
-      largest = _mm512_max_epu16(largest, _mm512_and_si512(bits, _mm512_set1_epi16(0x7FFF)));
+      largest = _mm512_max_epu16(largest, _mm512_and_si512(bits, magnitude));
     }
   }
-  alignas(64) uint16_t lanes[32];
-  _mm512_store_si512(lanes, largest);
-  uint32_t bits = 0;
-  for (const uint16_t lane : lanes) bits = lane > bits ? lane : bits;
-  bits <<= 16;
+  const __m512i odd = _mm512_srli_epi32(largest, 16);
+  const __m512i even = _mm512_and_si512(largest, _mm512_set1_epi32(0xFFFF));
+  return _mm512_reduce_max_epu32(_mm512_max_epu32(odd, even));
+}
+
+// The same of a whole row, as a number.
+PHIQUANT_INLINE float largest_of(const uint16_t* row, int64_t columns) {
+  const uint32_t bits = largest_bits(row, 0, columns) << 16;
   float value;
   std::memcpy(&value, &bits, sizeof value);
   return value;
