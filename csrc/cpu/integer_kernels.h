@@ -56,14 +56,12 @@ PHIQUANT_INLINE void leave(const CodeTask& task, int64_t i, int64_t row, int64_t
                            const vf parts[16]) {
   vf sums = totals(parts);
   if (task.factors != nullptr) sums *= task.factors[i];
-  if (task.bias != nullptr) {
-    const __mmask16 given = static_cast<__mmask16>((1u << count) - 1);
-    sums += (vf)_mm512_maskz_loadu_ps(given, task.bias + row);
-  }
-  alignas(64) uint16_t bits[kLanes];
+  const __mmask16 given = static_cast<__mmask16>((1u << count) - 1);
+  if (task.bias != nullptr) sums += (vf)_mm512_maskz_loadu_ps(given, task.bias + row);
+  alignas(32) uint16_t bits[kLanes];
   floats_to_bfloat16s(bits, sums);
-  std::memcpy(static_cast<uint16_t*>(task.out) + i * task.out_features + row, bits,
-              static_cast<size_t>(count) * sizeof *bits);
+  _mm256_mask_storeu_epi16(static_cast<uint16_t*>(task.out) + i * task.out_features + row, given,
+                           _mm256_load_si256((const __m256i*)bits));
 }
 
 struct IntegerMultiply {
@@ -76,13 +74,16 @@ struct IntegerMultiply {
   template <Operand operand, int group_size, int rows, int m>
   PHIQUANT_MEMBER bool part(int64_t from, int64_t to, int64_t step, int64_t first) const {
     IntegerProduct<operand, group_size, rows, m> product(task, tables, first);
-    vf sums[rows][m], parts[rows * m][kLanes] = {};
+    vf sums[rows][m], parts[rows * m][kLanes];
     bool good = true;
     for (int64_t row = from; row < to; row += kLanes) {
       const int64_t count = to - row < kLanes ? to - row : kLanes;
       for (int64_t i = 0; i < count; i++) {
         good &= product.run(row + i, step, sums);
         for (int j = 0; j < rows * m; j++) parts[j][i] = sums[j / m][j % m];
+      }
+      for (int64_t i = count; i < kLanes; i++) {
+        for (int j = 0; j < rows * m; j++) parts[j][i] = vf{};
       }
       for (int j = 0; j < rows * m; j++) {
         leave(task, first + j % m, row + j / m * step, count, parts[j]);

@@ -12,11 +12,14 @@ namespace phiquant::cpu::PHIQUANT_ISA {
 
 inline constexpr int kMost = 4;  // rows of x that codes meet at once
 
+inline constexpr int32_t kTableBytes = 64;  // a bend's levels
+
 // Levels of 14 bits and a sign; of int8, moved up.
 struct IntegerLevels {
   static constexpr float kUnit = 16383;
   alignas(64) int16_t words[kBendCount][32];  // 16 levels, twice: look-ups take 5 bits
   alignas(64) uint8_t bytes[kBendCount][64];  // four times: look-ups take 6
+  static_assert(sizeof words[0] == kTableBytes && sizeof bytes[0] == kTableBytes);
 
   PHIQUANT_MEMBER explicit IntegerLevels(const Curve& curve) {
     const auto round = [](float value) {
@@ -37,37 +40,41 @@ struct IntegerLevels {
 inline constexpr float kPositionUnit = 3840;  // a cell
 inline constexpr float kCubeUnit = kPositionUnit * kPositionUnit * 0x1p-30f * kPositionUnit;
 
-// What the sums of a group are to be multiplied with: `cube` with deviations alone.
+// What the sums of a group are to be multiplied with (`cube` with deviations alone), and where the
+// table of its levels is, in bytes from the first.
 struct GroupFactors {
   alignas(64) float line[kStretch];
   alignas(64) float cube[kStretch];
-  alignas(64) int32_t bend[kStretch];
+  alignas(64) uint32_t table[kStretch];
 
-  // False if there is a bad word. `of_x`: the factor of every group of x, or null.
+  // False if there is a bad word. `of_x`: the factor of every group of x, or null. Nothing is
+  // copied by a length that is not known: a `rep movs` takes longer than all the rest.
   template <Operand operand>
   PHIQUANT_MEMBER bool set(const Layout& layout, const Curve& curve, const int16_t* words,
                            const float* of_x, int64_t count) {
-    Scales scales;
-    const bool good = read_words(layout, words, count, &scales);
+    WordReader reader(layout);
     const __m512 lines = _mm512_castps256_ps512(_mm256_load_ps(curve.line));
     const __m512 cubes = _mm512_castps256_ps512(_mm256_load_ps(curve.cubic));
-    for (int i = 0; i < count; i += kLanes) {
-      const __m512i bends = _mm512_load_si512(scales.bend + i);
-      vf scale = load<vf>(scales.scale + i);
+    for (int64_t i = 0; i < count; i += kLanes) {
+      vf scale;
+      vi bend;
+      reader.read(words + i, count - i, &scale, &bend);
       if (operand != Operand::kInt8) scale *= load<vf>(of_x + i);
       if (operand == Operand::kIndex) scale *= 1 / IntegerLevels::kUnit;
       if (operand == Operand::kPosition) {
+        const __m512i bends = (__m512i)bend;
         store(cube + i, (vf)_mm512_permutexvar_ps(bends, cubes) * (1 / kCubeUnit) * scale);
         scale *= (vf)_mm512_permutexvar_ps(bends, lines) * (1 / kPositionUnit);
       }
       store(line + i, scale);
-      _mm512_store_si512(bend + i, bends);
+      if (operand != Operand::kPosition) store(table + i, bend * kTableBytes);
     }
-    return good;
+    return reader.good();
   }
 };
 
-// A piece of 64 weights of one row, which any number of rows of x meet.
+// A piece of 64 weights of one row, which any number of rows of x meet. `table`: where the levels
+// of its bend are, in bytes from the first.
 template <Operand operand>
 struct Piece;
 
@@ -76,8 +83,8 @@ struct Piece<Operand::kIndex> {
   __m512i level[2];
 
   PHIQUANT_MEMBER Piece(const uint8_t* index, const uint8_t*, const IntegerLevels& levels,
-                        int bend) {
-    const __m512i table = _mm512_load_si512(levels.words[bend]);
+                        uint32_t place) {
+    const __m512i table = _mm512_load_si512((const uint8_t*)levels.words + place);
     const __m512i words = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)index));
     level[0] = _mm512_permutexvar_epi16(words, table);
     level[1] = _mm512_permutexvar_epi16(_mm512_srli_epi16(words, 4), table);
@@ -93,7 +100,8 @@ template <>
 struct Piece<Operand::kPosition> {
   __m512i position[2], cube[2];
 
-  PHIQUANT_MEMBER Piece(const uint8_t* index, const uint8_t* deviation, const IntegerLevels&, int) {
+  PHIQUANT_MEMBER Piece(const uint8_t* index, const uint8_t* deviation, const IntegerLevels&,
+                        uint32_t) {
     // 240 (code - 128) + 255 * 8 = 120 (2 code - 239)
     const __m512i factors = _mm512_set1_epi16(static_cast<int16_t>(255 << 8 | 240));
     const __m512i eight = _mm512_set1_epi8(8);
@@ -123,10 +131,10 @@ struct Piece<Operand::kInt8> {
   __m512i level;
 
   PHIQUANT_MEMBER Piece(const uint8_t* index, const uint8_t*, const IntegerLevels& levels,
-                        int bend) {
+                        uint32_t place) {
     const __m512i upper_half = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 4, 4, 4, 4, 4, 4, 4, 4);
     const __m512i codes = _mm512_srlv_epi32(load_chunk<kPiece>(index), upper_half);
-    level = _mm512_permutexvar_epi8(codes, _mm512_load_si512(levels.bytes[bend]));
+    level = _mm512_permutexvar_epi8(codes, _mm512_load_si512(levels.bytes[0] + place));
   }
   PHIQUANT_MEMBER vf add_to(vf sum, const uint8_t* x, float factor, float) const {
     const __m512i dots = _mm512_dpbusd_epi32(_mm512_setzero_si512(), level, _mm512_load_si512(x));
@@ -151,28 +159,30 @@ class IntegerProduct {
 
  public:
   PHIQUANT_MEMBER IntegerProduct(const CodeTask& task, const IntegerTables& tables, int64_t first)
-      : task_(task), tables_(tables), stride_(integer_bytes(task.layout, kInt8)) {
+      : task_(task),
+        tables_(tables),
+        groups_(groups_of(task.layout)),
+        stride_(integer_bytes(task.layout, kInt8)) {
     x_ = task.x + first * stride_;
+    of_x_ = group_floats(task.layout, kInt8, x_);
   }
 
   // False if there is a bad word.
   PHIQUANT_MEMBER bool run(int64_t row, int64_t step, vf (*sums)[m]) {
-    const int64_t groups = groups_of(task_.layout);
     bool good = true;
     for (int r = 0; r < rows; r++) {
       for (int i = 0; i < m; i++) sums[r][i] = vf{};
     }
-    for (int64_t start = 0; start < groups; start += kStretch) {
-      const int64_t count = groups - start < kStretch ? groups - start : kStretch;
+    for (int64_t start = 0; start < groups_; start += kStretch) {
+      const int64_t count = groups_ - start < kStretch ? groups_ - start : kStretch;
       for (int r = 0; r < rows; r++) {
-        const int64_t before = (row + r * step) * groups + start;
+        const int64_t before = (row + r * step) * groups_ + start;
         index_[r] = task_.planes.index + before * kBytes;
         if (operand == Operand::kPosition) {
           deviation_[r] = task_.planes.deviation + before * kBytes;
         }
-        const float* of_x = group_floats(task_.layout, kInt8, x_) + start;
-        good &= factors_[r].template set<operand>(task_.layout, tables_.curve,
-                                                  task_.planes.scale + before, of_x, count);
+        good &= factors_[r].template set<operand>(
+            task_.layout, tables_.curve, task_.planes.scale + before, of_x_ + start, count);
         if (kInt8) add_raised(factors_[r].line, start, count, sums[r]);
       }
       add_groups(x_ + start * kXBytes, count, sums);
@@ -191,7 +201,7 @@ class IntegerProduct {
           const uint8_t* deviation =
               operand == Operand::kPosition ? deviation_[r] + place : nullptr;
           const Piece<operand> piece(index_[r] + place, deviation, tables_.levels,
-                                     factors_[r].bend[i]);
+                                     operand == Operand::kPosition ? 0 : factors_[r].table[i]);
           for (int j = 0; j < m; j++) {
             total[r][j] = piece.add_to(total[r][j], x + j * stride_ + at * (kInt8 ? 1 : 2),
                                        factors_[r].line[i], factors_[r].cube[i]);
@@ -202,11 +212,10 @@ class IntegerProduct {
     std::memcpy(sums, total, sizeof total);
   }
 
-  // What levels were moved up by, times x.
-  PHIQUANT_MEMBER void add_raised(float* scales, int64_t start, int64_t count, vf* sums) {
-    for (int64_t i = count; i % kLanes != 0; i++) scales[i] = 0;
+  // What levels were moved up by, times x, which is 0 beyond the last group.
+  PHIQUANT_MEMBER void add_raised(const float* scales, int64_t start, int64_t count, vf* sums) {
     for (int j = 0; j < m; j++) {
-      const float* raised = group_floats(task_.layout, true, x_ + j * stride_) + start;
+      const auto* raised = (const float*)((const uint8_t*)of_x_ + j * stride_) + start;
       for (int64_t i = 0; i < count; i += kLanes) {
         sums[j] = multiply_add(load<vf>(scales + i), load<vf>(raised + i), sums[j]);
       }
@@ -215,7 +224,8 @@ class IntegerProduct {
 
   const CodeTask& task_;
   const IntegerTables& tables_;
-  int64_t stride_;
+  int64_t groups_, stride_;
+  const float* of_x_;  // a factor for every group, or what levels moved up add
   const uint8_t *x_, *index_[rows], *deviation_[rows];
   GroupFactors factors_[rows];
 };

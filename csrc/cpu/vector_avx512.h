@@ -28,6 +28,12 @@ PHIQUANT_INLINE vi widen(const uint8_t* from) {
 PHIQUANT_INLINE vi widen(const uint16_t* from) {
   return (vi)_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
 }
+// 16 bits each of `count` lanes, up to all of them; `rest` beyond.
+PHIQUANT_INLINE vi widen_some(const uint16_t* from, int64_t count, int32_t rest) {
+  const __mmask16 given = count >= kLanes ? 0xFFFF : static_cast<__mmask16>((1u << count) - 1);
+  const __m256i others = _mm256_set1_epi16(static_cast<int16_t>(rest));
+  return (vi)_mm512_cvtepu16_epi32(_mm256_mask_loadu_epi16(others, given, from));
+}
 PHIQUANT_INLINE vh narrow(vi value) { return (vh)_mm512_cvtepi32_epi16((__m512i)value); }
 PHIQUANT_INLINE vf halves_to_floats(const uint16_t* from) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));

@@ -36,25 +36,53 @@ PHIQUANT_INLINE float power_of_two(int exponent) {
   return value;
 }
 
-// Up to kStretch words; false if one is not a normal fp16 number with a bend of the grid.
+#if PHIQUANT_BYTES != 64
+// 16 bits each of `count` lanes, up to all of them; `rest` beyond.
+PHIQUANT_INLINE vi widen_some(const uint16_t* from, int64_t count, int32_t rest) {
+  if (count >= kLanes) return widen(from);
+  vi value = splat(rest);
+  for (int i = 0; i < kLanes; i++) value[i] = i < count ? from[i] : rest;
+  return value;
+}
+#endif
+
+// Words to scales and bends, in registers.
+struct WordReader {
+  vf unit;
+  int32_t last_bend;
+  vi bad{};
+
+  explicit PHIQUANT_MEMBER WordReader(const Layout& layout)
+      : unit(splat(power_of_two(layout.exponent))), last_bend(bend_count(layout) - 1) {}
+
+  // The next `count` words, up to all lanes; beyond them 1.0, bend 0. Bends are within the grid's,
+  // whatever a word held.
+  PHIQUANT_MEMBER void read(const int16_t* words, int64_t count, vf* scale, vi* bend) {
+    const vi bits = widen_some(reinterpret_cast<const uint16_t*>(words), count, 0x3C00);
+    const vi given = bits & static_cast<int32_t>(kBendMask);
+    // An exponent of 0 or 31, plus one, has none of its upper four bits.
+    bad |= (((bits + 0x400) & 0x7800) == 0) | (given > last_bend);
+    const vi magnitude = ((bits & 0x7FF8) << kWordShift) + static_cast<int32_t>(kWordBias);
+    *scale = (vf)(magnitude | (bits & 0x8000) << 16) * unit;
+    *bend = given & last_bend;
+  }
+
+  // False if one was not a normal fp16 number with a bend of the grid.
+  PHIQUANT_MEMBER bool good() const { return !any(bad); }
+};
+
+// Up to kStretch words; false if one is bad.
 PHIQUANT_INLINE bool read_words(const Layout& layout, const int16_t* words, int64_t count,
                                 Scales* out) {
-  alignas(64) uint16_t padded[kStretch];
-  const vh one = vh{} + 0x3C00;  // 1.0, bend 0
-  for (int i = 0; i < count; i += kLanes) store(padded + i, one);
-  std::memcpy(padded, words, static_cast<size_t>(count) * sizeof *words);
-  const vf unit = splat(power_of_two(layout.exponent));
-  const int32_t bends = bend_count(layout);
-  vi bad{};
-  for (int i = 0; i < count; i += kLanes) {
-    const vi bits = widen(padded + i);
-    const vi bend = bits & static_cast<int32_t>(kBendMask), exponent = bits & 0x7C00;
-    bad |= (exponent == 0) | (exponent == 0x7C00) | (bend >= bends);
-    const vi magnitude = ((bits & 0x7FF8) << kWordShift) + static_cast<int32_t>(kWordBias);
-    store(out->scale + i, (vf)(magnitude | (bits & 0x8000) << 16) * unit);
-    store(out->bend + i, bend & (bends - 1));
+  WordReader reader(layout);
+  for (int64_t i = 0; i < count; i += kLanes) {
+    vf scale;
+    vi bend;
+    reader.read(words + i, count - i, &scale, &bend);
+    store(out->scale + i, scale);
+    store(out->bend + i, bend);
   }
-  return !any(bad);
+  return reader.good();
 }
 
 }  // namespace phiquant::cpu::PHIQUANT_ISA
