@@ -43,7 +43,6 @@ class Product {
     Batch next{begin, 0, 0, 0, nullptr};
     place(&next, end);
     unpack(next, weights_[0], 0, kTileRows);
-    std::memset(totals_, 0, sizeof totals_);
     for (int64_t number = 0;; number++) {
       const Batch now = next;
       const bool more = advance(&next, end);
@@ -57,7 +56,8 @@ class Product {
           multiply<false>(weights, x, next, nullptr);
         }
         settle();
-        pending_ = {now.scales->scale[now.group % kGroups], totals_ + i * kSums, sums_};
+        pending_ = {now.scales->scale[now.group % kGroups], totals_ + i * kSums, sums_,
+                    now.group == 0};
       }
       if (now.group + now.count == groups_) leave(now, first, blocks);
       if (!more) return good_;
@@ -69,6 +69,7 @@ class Product {
     const float* scales;
     float* total;
     int sums;
+    bool first;  // of its rows: there is no total yet
   };
 
   // Fills in what follows from a batch's row and group.
@@ -183,7 +184,9 @@ class Product {
   PHIQUANT_MEMBER void settle() {
     if (pending_.total == nullptr) return;
     Sums<width> sums;
-    for (int i = 0; i < width; i++) sums.part[i] = load<vf>(pending_.total + 16 * i);
+    for (int i = 0; i < width; i++) {
+      sums.part[i] = pending_.first ? vf{} : load<vf>(pending_.total + 16 * i);
+    }
     for (int i = 0; i < kBatch; i++) {
       sums.template add<operand == Operand::kInt8>(tile_[pending_.sums] + i * kSums,
                                                    pending_.scales + i * kTileRows);
@@ -201,7 +204,6 @@ class Product {
                         rest < width ? rest : width, task_.out_features,
                         static_cast<uint16_t*>(task_.out));
     }
-    std::memset(totals_, 0, sizeof totals_);
   }
 
   const CodeTask& task_;
@@ -209,7 +211,7 @@ class Product {
   int64_t groups_, x_block_;  // bytes of one block of x
   bool good_ = true;
   int scales_turn_ = 0, sums_ = 0;
-  Pending pending_{nullptr, nullptr, 0};
+  Pending pending_{nullptr, nullptr, 0, false};
   BlockScales scales_[3];  // of the batch that is to be settled, this one and the next
   alignas(64) uint8_t weights_[2][kBatch * kTiles * kTileBytes];
   alignas(64) float tile_[2][kBatch * kSums];
