@@ -20,6 +20,7 @@ def commands(folder: Path | None, threads: int | None) -> list[list[str]]:
         command = [sys.executable, "-m", f"benchmarks.{part}"]
         command += ["--json", str(folder / f"{part}.json")] if folder else []
         command += ["--threads", str(threads)] if threads else []
+        command += ["--compile"] if part == "decode" else []
         found.append(command)
     return found
 

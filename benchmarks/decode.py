@@ -22,6 +22,8 @@ from transformers import LlamaForCausalLM
 
 from benchmarks import bandwidth
 from benchmarks.decoders import (
+    ALL_INDEX,
+    COMPILED,
     INDEX,
     INT8_ACTIVATION,
     LLAMA_1B,
@@ -44,7 +46,11 @@ Q4_0 = "llama.cpp Q4_0"
 _READER_BYTES = 256_000_000
 BARS = (  # on the large model: how many times as fast as what
     (INDEX, PLAIN, 4.0),
+    (INDEX + COMPILED, PLAIN, 4.0),
+    (ALL_INDEX, PLAIN, 4.0),
+    (ALL_INDEX + COMPILED, PLAIN, 4.0),
     (INT8_ACTIVATION, Q4_0, 1.0),  # which rounds its input, too
+    (INT8_ACTIVATION + COMPILED, Q4_0, 1.0),
 )
 
 

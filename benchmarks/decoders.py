@@ -17,7 +17,9 @@ from phiquant import PhiConfig, PhiTensor, quantize_, view
 
 PLAIN = "transformers bf16"
 # How a compressed model is made, by the name of its contender, and the error its logits may have.
-INDEX, INT8_ACTIVATION = "phiquant index", "phiquant index, int8 act."
+INDEX, ALL_INDEX = "phiquant index", "phiquant index, head too"
+INT8_ACTIVATION = "phiquant index, int8 act."  # head too
+COMPILED = ", compiled"
 PHIQUANT: dict[str, tuple[dict[str, Any], float]] = {
     INDEX: ({"deviation_bits": 0}, 0.8),
     "phiquant index+4": ({}, 0.1),
@@ -136,14 +138,15 @@ def transformers_decoders(model: LlamaForCausalLM, compiled: bool = False) -> It
     """The plain model first, then the same weights compressed in each way."""
     yield Transformers(PLAIN, model, 0.0)
     if compiled:
-        yield Transformers(f"{PLAIN}, compiled", model, 0.05, compiled=True)
+        yield Transformers(PLAIN + COMPILED, model, 0.05, compiled=True)
     for name, (settings, tolerance) in PHIQUANT.items():
         compressed = copy.deepcopy(model)
         quantize_(compressed, PhiConfig(**settings), progress=False)
         variants = {name: compressed}
         if name == INDEX:
+            variants[ALL_INDEX] = view(compressed, "index")
             variants[INT8_ACTIVATION] = view(compressed, "index", activation="int8")
         for variant, read in variants.items():
             yield Transformers(variant, read, tolerance)
             if compiled:
-                yield Transformers(f"{variant}, compiled", read, tolerance, compiled=True)
+                yield Transformers(variant + COMPILED, read, tolerance, compiled=True)

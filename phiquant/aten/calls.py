@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from phiquant import ops
 from phiquant.codec import Planes
@@ -69,6 +70,7 @@ def prepared_linear(args: Any, kwargs: Any) -> Tensor | None:
         or _is_autocast()
         or _functorch() is not None
         or _is_tracing()
+        or forward_ad._current_level >= 0
     ):
         return None
     x, weight, bias = args if len(args) == 3 else (*args, None)

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from phiquant import expert_ops as expert_ops  # registers its ops
 from phiquant.aten.fallback import implements_by_name
-from phiquant.aten.operands import are_experts, autocast, bind, is_plain, run_plainly
+from phiquant.aten.operands import are_experts, autocast, bind, has_tangents, is_plain, run_plainly
 from phiquant.tensor import PhiTensor
 
 aten = torch.ops.aten
@@ -33,6 +33,8 @@ def _grouped(x: Tensor, weight: PhiTensor, offsets: Tensor) -> Tensor:
 
 def batched(left: Any, right: Any) -> Tensor | None:
     """``left @ right`` for a batch of matrices, one side of which are experts; None for others."""
+    if has_tangents():
+        return None
     if are_experts(left) and is_plain(right):
         product = batched(right.transpose(-2, -1), left.transpose(-2, -1))
         return None if product is None else product.transpose(-2, -1)
@@ -84,4 +86,5 @@ def _(func: Callable[..., Tensor], types: Any, args: Any, kwargs: Any) -> Tensor
 
 
 def _fits(x: Any, weight: Any, offsets: Any) -> bool:
-    return are_experts(weight) and is_plain(x) and x.dim() == 2 and is_plain(offsets)
+    plain = is_plain(x) and x.dim() == 2 and is_plain(offsets)
+    return plain and are_experts(weight) and not has_tangents()

@@ -8,6 +8,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
+from torch.autograd import forward_ad
 
 from phiquant.aten.fallback import decode_and_run
 from phiquant.tensor import PhiTensor
@@ -33,6 +34,11 @@ def are_experts(tensor: object) -> TypeGuard[PhiTensor]:
 
 def is_plain(tensor: object) -> TypeGuard[Tensor]:
     return isinstance(tensor, Tensor) and not isinstance(tensor, PhiTensor)
+
+
+def has_tangents() -> bool:
+    """Whether forward-mode differentiation is on, which would pass a compressed product by."""
+    return forward_ad._current_level >= 0
 
 
 def autocast(x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor | None]:

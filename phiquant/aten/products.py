@@ -12,7 +12,7 @@ from torch.nn import functional
 from phiquant import graph_ops
 from phiquant.aten.experts import batched
 from phiquant.aten.fallback import decode_and_run
-from phiquant.aten.operands import autocast, bind, is_matrix, run_plainly
+from phiquant.aten.operands import autocast, bind, has_tangents, is_matrix, run_plainly
 from phiquant.tensor import PhiTensor
 
 aten = torch.ops.aten
@@ -22,6 +22,9 @@ _graph_op = torch.ops.phiquant._linear.default
 
 
 def _linear(x: Tensor, weight: PhiTensor, bias: Tensor | None = None) -> Tensor:
+    if has_tangents():
+        matrix = weight.t() if weight.transposed else weight
+        return decode_and_run(functional.linear, (x, matrix, bias), {})
     x, bias = autocast(x, bias)
     if torch.compiler.is_compiling():
         return _linear_of_a_graph(x, weight, bias)

@@ -146,6 +146,15 @@ def test_others_decode(experts: PhiTensor, call: Callable[[Any], Tensor]) -> Non
     torch.testing.assert_close(call(experts), call(experts.dequantize().contiguous()))
 
 
+@pytest.mark.filterwarnings("ignore:.*has no compressed form")
+def test_tangents(experts: PhiTensor) -> None:
+    def derivative(weight: Tensor) -> Any:
+        ones = torch.ones_like(BATCH)
+        return torch.func.jvp(lambda x: torch.bmm(x, weight.mT), (BATCH,), (ones,))
+
+    torch.testing.assert_close(derivative(experts), derivative(experts.dequantize()))
+
+
 def test_shapes_that_do_not_fit(experts: PhiTensor) -> None:
     with pytest.warns(UserWarning, match="no compressed form"), pytest.raises(RuntimeError):
         torch.bmm(BATCH[:3], experts.mT)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import functional
 
 from phiquant import PhiTensor, ops
@@ -59,6 +60,32 @@ class TestProducts:
             product(x, matrix).square().sum().backward()
             product(y, matrix.dequantize()).square().sum().backward()
             torch.testing.assert_close(x.grad, y.grad)
+
+    @pytest.mark.filterwarnings("ignore:phiquant.*has no compressed form", "ignore:There is a perf")
+    @pytest.mark.parametrize(
+        "product",
+        [
+            pytest.param(lambda x, w: functional.linear(x, w), id="linear"),
+            pytest.param(lambda x, w: functional.linear(x, w, torch.ones(16)), id="linear-bias"),
+            pytest.param(lambda x, w: x @ w.T, id="matmul"),
+            pytest.param(lambda x, w: torch.mm(x, w.T), id="mm"),
+            pytest.param(lambda x, w: torch.addmm(torch.ones(16), x, w.T), id="addmm"),
+            pytest.param(lambda x, w: w @ x.T, id="from-the-left"),
+            pytest.param(
+                lambda x, w: torch.vmap(lambda row: functional.linear(row, w))(x), id="vmap"
+            ),
+        ],
+    )
+    def test_they_pass_tangents(
+        self, matrix: PhiTensor, product: Callable[[Tensor, Any], Tensor]
+    ) -> None:
+        x, tangent = torch.randn(2, 5, 192)
+        of_dense = torch.func.jvp(lambda x: product(x, matrix.dequantize()), (x,), (tangent,))
+        of_planes = torch.func.jvp(lambda x: product(x, matrix), (x,), (tangent,))
+        torch.testing.assert_close(of_planes, of_dense)
+        with forward_ad.dual_level():
+            dual = product(forward_ad.make_dual(x, tangent), matrix)
+            torch.testing.assert_close(tuple(forward_ad.unpack_dual(dual)), of_dense)
 
     def test_autocast(self, matrix: PhiTensor) -> None:
         x = torch.randn(5, 192)

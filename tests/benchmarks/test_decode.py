@@ -12,6 +12,7 @@ from torch import Tensor
 
 from benchmarks import decode, llama_cpp_api, llama_file
 from benchmarks.decoders import (
+    ALL_INDEX,
     INDEX,
     INT8_ACTIVATION,
     PHIQUANT,
@@ -48,7 +49,7 @@ def quiet(text: str) -> None:
 def test_all_of_transformers(model: Any) -> None:
     rows = decode.measure(transformers_decoders(model), 1, 2, 1.0, quiet)
     found = {row["what"]: row for row in rows}
-    assert set(found) == {PLAIN, INT8_ACTIVATION, *PHIQUANT}
+    assert set(found) == {PLAIN, ALL_INDEX, INT8_ACTIVATION, *PHIQUANT}
     assert found[PLAIN]["logits_error"] == 0
     assert found["phiquant exact"]["logits_error"] < 0.01
     assert 0.001 < found["phiquant index+4"]["logits_error"] < 0.1
@@ -94,9 +95,12 @@ def test_verdicts() -> None:
         {"what": what, "tokens_per_s": speed}
         for what, speed in ((PLAIN, 2.0), (INDEX, 9.0), (INT8_ACTIVATION, 9.5), (decode.Q4_0, 10.0))
     ]
-    words = [str(verdict)[:4] for verdict in decode.verdicts(rows)]
-    assert words == ["PASS", "MISS"]
-    assert [str(verdict)[:4] for verdict in decode.verdicts(rows[:3])] == ["PASS", "----"]
+    words = {verdict.claim: str(verdict)[:4] for verdict in decode.verdicts(rows)}
+    assert len(words) == len(decode.BARS)
+    assert words[f"{INDEX} against {PLAIN}, {decode.LARGE}"] == "PASS"
+    assert words[f"{INDEX}, compiled against {PLAIN}, {decode.LARGE}"] == "----"
+    assert words[f"{INT8_ACTIVATION} against {decode.Q4_0}, {decode.LARGE}"] == "MISS"
+    assert "MISS" not in {str(verdict)[:4] for verdict in decode.verdicts(rows[:3])}
 
 
 def test_interleaving_is_undone_as_the_zoo_does_it() -> None:
@@ -114,7 +118,7 @@ def test_missing_llama_cpp_is_told(model: Any, monkeypatch: pytest.MonkeyPatch) 
     options = argparse.Namespace(compile=False, threads=1, rounds=1, tokens=2, seconds=1.0)
     rows, missing = decode.run(model, options)
     assert missing == ["llama.cpp: pip install it"]
-    assert len(rows) == 2 + len(PHIQUANT)
+    assert len(rows) == 3 + len(PHIQUANT)
 
 
 def test_llama_cpp_that_crashes_is_told(tmp_path: Path) -> None:
