@@ -35,14 +35,15 @@ inline Tensor linear_of_rows(const Layout& layout, const CheckedPlanes& planes, 
                              const OptionalTensor& bias, const Shape& leading, int64_t m,
                              const Target& target) {
   const ScalarType dtype = x.scalar_type();
-  if (is_half(dtype) && !planes.stored.has_value() && !planes.exceptions.has_value()) {
+  if (is_half(dtype) && !planes.exceptions.has_value()) {
     const OptionalTensor shift = bias.has_value() ? OptionalTensor(dense(*bias)) : std::nullopt;
-    ProductTask task{layout,           pointers(planes), x.const_data_ptr(), data<uint8_t>(shift),
-                     nullptr,          dtype_of("x", dtype), m,              planes.rows};
-    if (multiplies(task)) {
+    ProductTask task{layout, pointers(planes), remainder_of(layout, planes), x.const_data_ptr(),
+                     data<uint8_t>(shift), nullptr, dtype_of("x", dtype), m, planes.rows};
+    const bool exact = planes.stored.has_value();
+    if (exact ? multiplies_exact(task) : multiplies(task)) {
       Tensor out = new_tensor(with_last(leading, planes.rows), dtype, target);
       task.out = out.mutable_data_ptr();
-      multiply(task, target.stream());
+      exact ? multiply_exact(task, target.stream()) : multiply(task, target.stream());
       check_launch();
       return out;
     }

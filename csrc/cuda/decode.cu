@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kThreads)
   __syncthreads();
   const float unit = power_of_two(layout.exponent);
   constexpr float kFirst = 0.5f / (1 << deviation) + 0.5f - 8.0f;
-  const int shift = __ffs(layout.group_size) - 4;  // octets a group, as a power of two
+  const int shift = octets_shift(layout);
   const int64_t begin = int64_t{blockIdx.x} * (kThreads * kTurns) + threadIdx.x;
   uint32_t codes[kTurns][kOctet], words[kTurns];
 #pragma unroll
@@ -71,19 +71,19 @@ __global__ void __launch_bounds__(kThreads)
 
 // Any planes, any rows: bytes one by one. `wide`: blocks of threads that a row takes.
 template <class T>
-__global__ void __launch_bounds__(kThreads) decode_any(DecodeTask task, int64_t wide) {
+__global__ void __launch_bounds__(kThreads) decode_any(DecodeTask task, uint32_t wide) {
   __shared__ GridTable grid;
   const Layout& layout = task.layout;
   grid.fill(layout, 1.0f);
   __syncthreads();
   const int64_t row = blockIdx.x / wide, octets = octets_of(layout);
-  const int64_t octet = blockIdx.x % wide * kThreads + threadIdx.x;
+  const int64_t octet = int64_t{blockIdx.x % wide} * kThreads + threadIdx.x;
   const int64_t rest = layout.columns - octet * kOctet;
   if (rest <= 0) return;
   const int64_t place = stored_row(task, row) * octets + octet;
   uint32_t codes[kOctet];
   read_codes(layout, task.planes, place, codes);
-  const uint32_t word = task.planes.scale[place * kOctet / layout.group_size];
+  const uint32_t word = task.planes.scale[place >> octets_shift(layout)];
   const Scale scale = scale_of(layout, word, power_of_two(layout.exponent));
   const float step = power_of_two(-layout.deviation_bits);
   const float first = 0.5f * step + 0.5f - static_cast<float>(half_of(layout));
@@ -120,7 +120,8 @@ void decode_lossy(const DecodeTask& task, cudaStream_t stream) {
     return launch(task, task.count * octets, stream);
   }
   const int64_t wide = (octets + kThreads - 1) / kThreads;
-  decode_any<T><<<static_cast<unsigned>(task.count * wide), kThreads, 0, stream>>>(task, wide);
+  decode_any<T><<<static_cast<unsigned>(task.count * wide), kThreads, 0, stream>>>(
+      task, static_cast<uint32_t>(wide));
 }
 
 }  // namespace

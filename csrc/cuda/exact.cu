@@ -2,10 +2,9 @@
 // from the lossy planes, so that one sum over the warp says where every remainder is.
 #include "exact.h"
 
+#include "exact_run.cuh"
 #include "floats.cuh"
 #include "places.cuh"
-#include "remainders.cuh"
-#include "subcells.cuh"
 
 namespace phiquant::cuda {
 namespace {
@@ -34,55 +33,17 @@ __device__ __forceinline__ auto converted(uint32_t bits) {
   }
 }
 
-// One lane's 16 weights: the ranks of their sub-cells' first floats with the sign of the weight in
-// the highest bit of `stored`, and the widths of their remainders, 0 from `count` on.
-template <Dtype stored, bool nibbles>
-__device__ __forceinline__ int read_run(const DecodeTask& task, const GridTable& grid,
-                                        int64_t octet, int count, uint32_t (&first)[kRun],
-                                        int (&width)[kRun]) {
-  constexpr uint32_t kSign = stored == Dtype::kFloat32 ? 0x80000000u : 0x8000u;
-  const Layout& layout = task.layout;
-  const uint32_t word = task.planes.scale[octet * kOctet / layout.group_size];
-  const Scale scale = scale_of(layout, word, power_of_two(layout.exponent));
-  const uint32_t turned = scale.value < 0 ? kSign : 0;
-  int total = 0;
-#pragma unroll
-  for (int half = 0; half < kRun / kOctet; half++) {
-    uint32_t codes[kOctet];
-    if constexpr (nibbles) {
-      read_nibbles<4>(task.planes, octet + half, codes);
-    } else {
-      read_codes(layout, task.planes, octet + half, codes);
-    }
-#pragma unroll
-    for (int j = 0; j < kOctet; j++) {
-      const int i = half * kOctet + j;
-      const Side side = side_of(layout, codes[j]);
-      const Subcell cell = subcell_of<stored>(layout, grid, scale.bend, side, fabsf(scale.value));
-      first[i] = cell.first | ((side.below ? kSign : 0) ^ turned);
-      width[i] = i < count ? bit_length(cell.spare) : 0;
-      total += width[i];
-    }
-  }
-  return total;
-}
-
 template <class T, Dtype stored, bool nibbles>
-__global__ void __launch_bounds__(kThreads) decode_blocks(DecodeTask given, int64_t blocks) {
+__global__ void __launch_bounds__(kThreads) decode_blocks(DecodeTask task, uint32_t blocks) {
   __shared__ GridTable grid;
-  DecodeTask task = given;
-  if constexpr (nibbles) {  // known when compiled
-    task.layout.index_bits = 4;
-    task.layout.deviation_bits = 4;
-    task.layout.grid = GridName::kPhi;
-  }
-  const Layout& layout = task.layout;
+  const Layout layout = known<nibbles>(task.layout);
   grid.fill(layout, power_of_two(-layout.deviation_bits));
   __syncthreads();
   const int lane = static_cast<int>(threadIdx.x) & 31;
-  const int64_t number = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;
+  const uint32_t number = blockIdx.x * kWarps + threadIdx.x / 32;
   if (number >= blocks) return;
-  const int64_t wide = blocks_of(layout), row = number / wide, column = number % wide * kBlock;
+  const auto wide = static_cast<uint32_t>(blocks_of(layout));
+  const int64_t row = number / wide, column = int64_t{number % wide} * kBlock;
   const int64_t stored_at = stored_row(task, row), begin_column = column + lane * kRun;
   const int64_t rest_of_row = layout.columns - begin_column;
   const int count = rest_of_row < 0 ? 0 : rest_of_row < kRun ? static_cast<int>(rest_of_row) : kRun;
@@ -91,7 +52,7 @@ __global__ void __launch_bounds__(kThreads) decode_blocks(DecodeTask given, int6
   int width[kRun], total = 0;
   if (count > 0) {
     const int64_t octet = stored_at * octets_of(layout) + begin_column / kOctet;
-    total = read_run<stored, nibbles>(task, grid, octet, count, first, width);
+    total = read_run<stored, nibbles>(layout, task.planes, grid, octet, count, first, width);
   }
   const int64_t begin = begin_of(task.remainder, stored_at * wide + number % wide);
   const int before = sum_before(total);
@@ -116,8 +77,8 @@ __global__ void __launch_bounds__(kThreads) decode_blocks(DecodeTask given, int6
 
 template <class T, Dtype stored>
 void launch(const DecodeTask& task, cudaStream_t stream) {
-  const int64_t blocks = task.count * blocks_of(task.layout);
-  const auto grid = static_cast<unsigned>((blocks + kWarps - 1) / kWarps);
+  const auto blocks = static_cast<uint32_t>(task.count * blocks_of(task.layout));
+  const uint32_t grid = (blocks + kWarps - 1) / kWarps;
   const bool nibbles = task.layout.deviation_bits == 4 && has_nibbles(task.layout, task.planes);
   const auto kernel = nibbles ? decode_blocks<T, stored, true> : decode_blocks<T, stored, false>;
   kernel<<<grid, kThreads, 0, stream>>>(task, blocks);

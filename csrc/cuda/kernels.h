@@ -52,10 +52,11 @@ struct DecodeTask {
   void* out;
 };
 
-// out[m, out_features] = x[m, columns] . weight[out_features, columns] + bias; lossy tiers only.
+// out[m, out_features] = x[m, columns] . weight[out_features, columns] + bias.
 struct ProductTask {
   Layout layout;
   Planes planes;
+  Remainder remainder;
   const void* x;     // [m, columns] of dtype, contiguous
   const void* bias;  // [out_features] of dtype, or null
   void* out;         // of dtype
@@ -67,8 +68,12 @@ struct ProductTask {
 // All launch on `stream` of the current device and return at once.
 void decode(const DecodeTask& task, cudaStream_t stream);
 
-// Whether `multiply` takes such a product and is the faster way.
+// Whether `multiply` takes such a product of a lossy weight, and is the faster way.
 bool multiplies(const ProductTask& task);
 void multiply(const ProductTask& task, cudaStream_t stream);
+
+// The same for an exact weight.
+bool multiplies_exact(const ProductTask& task);
+void multiply_exact(const ProductTask& task, cudaStream_t stream);
 
 }  // namespace phiquant::cuda

@@ -12,6 +12,11 @@ __device__ __forceinline__ int64_t octets_of(const Layout& layout) {
   return groups_of(layout) * (layout.group_size / kOctet);
 }
 
+// Octets of a group, as a power of two.
+__device__ __forceinline__ int octets_shift(const Layout& layout) {
+  return __ffs(layout.group_size) - 4;
+}
+
 // Eight codes of `bits` bits, at any address.
 __device__ __forceinline__ uint64_t packed_octet(const uint8_t* plane, int64_t octet, int bits) {
   uint64_t packed = 0;

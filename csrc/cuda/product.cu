@@ -8,18 +8,32 @@
 //
 // Instructions a weight, M = 1: 2.1 to make p and p^3 of an index (2.8 with 4 deviation bits), 1/4
 // for mma, 1/8 to apply scales, 1/8 for loads. At 3 TB/s an H100 has 5.5 (10.5).
+#include <type_traits>
+
 #include "basis.cuh"
 #include "fragments.cuh"
 #include "grid.cuh"
+#include "sums.cuh"
 
 namespace phiquant::cuda {
 namespace {
 
-constexpr int kWarps = 8;
-constexpr int kTile = 16;       // rows of the weight that a block takes at a time
-constexpr int kChunk = 8;       // groups that a warp takes at a time
-constexpr int kStage = 4;       // groups that are loaded together
+constexpr int kTile = 16;  // rows of the weight that a block takes at a time
+constexpr int kChunk = 8;  // groups that a warp takes at a time
 constexpr int kMostRows = 8;
+
+// What was fastest on an H100 of what was tried; each without spills. Twice `stage` groups of codes
+// are on their way while others are multiplied.
+template <int deviation, int rows>
+struct Shape {
+  static constexpr bool kSmall = rows == 1 && deviation != 0;
+  static constexpr int kWarps = kSmall ? 4 : 8;                         // of a block
+  static constexpr int kStage = rows == 1 && deviation < 8 ? 2 : 4;     // groups loaded together
+  static constexpr int kBlocks = rows > 1 ? (deviation == 8 ? 1 : 2)    // of a multiprocessor
+                                 : deviation == 0 ? 3
+                                 : deviation == 8 ? 3
+                                                  : 5;
+};
 
 struct Sums {
   float of[4];  // rows r, r, r + 8, r + 8; columns 2 t, 2 t + 1
@@ -101,33 +115,48 @@ __device__ __forceinline__ void multiply_octet(uint32_t upper_index, uint32_t up
   }
 }
 
+template <int offset>
+__device__ __forceinline__ uint4 shared_at(uint32_t address) {
+  uint4 words;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4 + %5];"
+               : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
+               : "r"(address), "n"(offset));
+  return words;
+}
+
+__device__ __forceinline__ uint32_t address_of(const void* shared) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+}
+
 // What the warps of a block share. `rows` of x: 1, 2, 4 or 8.
-template <int rows>
+template <int rows, int warps>
 struct Shared {
   Bend bends[kBendCount];
   uint4 zeros[rows * 4 + 4];  // as far as a lane reads from where a group begins
-  float partial[2][kWarps][kTile * rows];
+  float partial[2][warps][kTile * rows];
 };
 
 // One warp's sums over some chunks of one tile.
 template <int deviation, int rows, bool brain>
 struct Worker {
+  using Shaped = Shape<deviation, rows>;
+  static constexpr int kStage = Shaped::kStage;
   static constexpr int kSpread = 8 / rows;  // groups whose sums come out side by side
   static constexpr int kScales = rows == 1 ? 2 : 1;  // groups that a lane's two columns are of
 
-  const Shared<rows>* shared;
-  const uint4* fragments;
+  const Shared<rows, Shaped::kWarps>* shared;
   const float* back;
+  uint32_t mine, zeros;  // addresses in shared memory: of this lane's column of x, group 0
+  int spread;            // which of kSpread groups that column is of
   int groups, lane;
   float unit;
   Layout layout;
   float sums[2][2];
 
   // Column n of a product is row n % rows of x, in the group n / rows of the ones spread.
-  __device__ __forceinline__ const uint4* operand(int group, int place) const {
-    const int n = lane >> 2;
-    const uint4* mine = fragments + group * (2 * rows * 4) + (n % rows) * 4 + (lane & 3);
-    return place % kSpread == n / rows ? mine : shared->zeros;
+  __device__ __forceinline__ uint32_t operand(int group, int place) const {
+    constexpr uint32_t kStep = 2 * rows * 4 * sizeof(uint4);
+    return place % kSpread == spread ? mine + static_cast<uint32_t>(group) * kStep : zeros;
   }
 
   __device__ __forceinline__ int scaled_group(int column) const {
@@ -170,12 +199,12 @@ struct Worker {
   // One group of both rows.
   __device__ __forceinline__ void multiply(int group, int place, const Codes<deviation> (&codes)[2],
                                            Sums* linear, Sums* cubic) const {
-    const uint4* x = operand(group, place);
+    const uint32_t x = operand(group, place);
     const Codes<deviation>&upper = codes[0], &lower = codes[1];
     multiply_octet<deviation>(upper.index.x, upper.high.x, upper.low.x, lower.index.x, lower.high.x,
-                              lower.low.x, x[0], linear, cubic);
+                              lower.low.x, shared_at<0>(x), linear, cubic);
     multiply_octet<deviation>(upper.index.y, upper.high.y, upper.low.y, lower.index.y, lower.high.y,
-                              lower.low.y, x[rows * 4], linear, cubic);
+                              lower.low.y, shared_at<rows * 64>(x), linear, cubic);
   }
 
   // kStage groups, from `place` of their chunk on; sums begin where spread groups begin.
@@ -207,28 +236,21 @@ struct Worker {
   }
 };
 
-template <bool brain>
-__device__ __forceinline__ void store(const ProductTask& task, int64_t m, int64_t row, float sum) {
-  const int64_t at = m * task.out_features + row;
-  if constexpr (brain) {
-    if (task.bias != nullptr) sum += widened(static_cast<const __nv_bfloat16*>(task.bias)[row]);
-    static_cast<__nv_bfloat16*>(task.out)[at] = __float2bfloat16_rn(sum);
-  } else {
-    if (task.bias != nullptr) sum += widened(static_cast<const __half*>(task.bias)[row]);
-    static_cast<__half*>(task.out)[at] = __float2half_rn(sum);
-  }
-}
-
 template <int deviation, int rows, bool brain>
-__global__ void __launch_bounds__(kWarps * 32)
+__global__ void __launch_bounds__(Shape<deviation, rows>::kWarps * 32,
+                                  Shape<deviation, rows>::kBlocks)
     product(ProductTask task, int groups, int chunks, int64_t tiles) {
+  using T = std::conditional_t<brain, __nv_bfloat16, __half>;
   extern __shared__ uint4 fragments[];
-  __shared__ Shared<rows> shared;
+  constexpr int kStage = Shape<deviation, rows>::kStage;
+  __shared__ Shared<rows, Shape<deviation, rows>::kWarps> shared;
   const int lane = static_cast<int>(threadIdx.x) & 31, warp = static_cast<int>(threadIdx.x) / 32;
   const int warps = static_cast<int>(blockDim.x) / 32;
   float* const back = reinterpret_cast<float*>(fragments + chunks * kChunk * rows * 8);
   Worker<deviation, rows, brain> worker{
-      &shared, fragments, back, groups, lane, power_of_two(task.layout.exponent), task.layout, {}};
+      &shared, back,
+      address_of(fragments + ((lane >> 2) % rows) * 4 + (lane & 3)), address_of(shared.zeros),
+      (lane >> 2) / rows, groups, lane, power_of_two(task.layout.exponent), task.layout, {}};
 
   const auto row_of = [&](int64_t tile, int r) {
     const int64_t row = tile * kTile + (lane >> 2) + 8 * r;
@@ -263,10 +285,16 @@ __global__ void __launch_bounds__(kWarps * 32)
         following[1] = row_of(next_tile, 1);
       }
       Sums linear, cubic;
-      worker.multiply_stage(chunk * kChunk, 0, row, near, &linear, &cubic);
-      if (more) worker.load(next, following, near);
-      worker.multiply_stage(chunk * kChunk + kStage, kStage, row, far, &linear, &cubic);
-      if (more) worker.load(next + kStage, following, far);
+#pragma unroll
+      for (int place = 0; place < kChunk; place += 2 * kStage) {
+        const bool last = place + 2 * kStage == kChunk;
+        const int ahead = last ? next : chunk * kChunk + place + 2 * kStage;
+        worker.multiply_stage(chunk * kChunk + place, place, row, near, &linear, &cubic);
+        if (!last || more) worker.load(ahead, last ? following : row, near);
+        worker.multiply_stage(chunk * kChunk + place + kStage, place + kStage, row, far, &linear,
+                              &cubic);
+        if (!last || more) worker.load(ahead + kStage, last ? following : row, far);
+      }
       row[0] = following[0];
       row[1] = following[1];
     }
@@ -276,7 +304,7 @@ __global__ void __launch_bounds__(kWarps * 32)
       float sum = 0;
       for (int w = 0; w < warps; w++) sum += shared.partial[turn][w][i];
       const int64_t at = tile * kTile + i / rows;
-      if (i % rows < task.m && at < task.out_features) store<brain>(task, i % rows, at, sum);
+      if (i % rows < task.m && at < task.out_features) store_sum<T>(task, i % rows, at, sum);
     }
     tile = next_tile;
   }
@@ -297,7 +325,17 @@ int64_t bytes_of(const Layout& layout, int rows) {
 // Dynamic shared memory of a block: what the device lends, without `Shared`.
 int64_t room() {
   return attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) -
-         static_cast<int64_t>(sizeof(Shared<kMostRows>));
+         static_cast<int64_t>(sizeof(Shared<kMostRows, 8>));
+}
+
+// One row of x is prepared as fast as a tile is found; more are worth being kept for several tiles.
+template <int rows, class Kernel>
+unsigned blocks_for(Kernel kernel, int64_t tiles, int threads, int bytes) {
+  if (rows == 1) return static_cast<unsigned>(tiles);
+  int blocks = 1;
+  cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, bytes);
+  const int64_t most = int64_t{attribute(cudaDevAttrMultiProcessorCount)} * (blocks > 0 ? blocks : 1);
+  return static_cast<unsigned>(tiles < most ? tiles : most);
 }
 
 template <int deviation, int rows, bool brain>
@@ -307,11 +345,9 @@ void launch(const ProductTask& task, cudaStream_t stream) {
   const auto bytes = static_cast<int>(bytes_of(task.layout, rows));
   const auto kernel = product<deviation, rows, brain>;
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  constexpr int kWarps = Shape<deviation, rows>::kWarps;
   const int threads = 32 * (chunks < kWarps ? chunks : kWarps);
-  int blocks = 1;
-  cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, bytes);
-  const int64_t most = int64_t{attribute(cudaDevAttrMultiProcessorCount)} * (blocks > 0 ? blocks : 1);
-  kernel<<<static_cast<unsigned>(tiles < most ? tiles : most), threads, bytes, stream>>>(
+  kernel<<<blocks_for<rows>(kernel, tiles, threads, bytes), threads, bytes, stream>>>(
       task, groups_in(task.layout), chunks, tiles);
 }
 
