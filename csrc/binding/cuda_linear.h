@@ -26,7 +26,8 @@ inline Tensor decoded_linear(const Layout& layout, const CheckedPlanes& planes, 
   std::array<StableIValue, 3> stack{torch::stable::detail::from(x),
                                     torch::stable::detail::from(weight),
                                     torch::stable::detail::from(bias)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linear", "", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::linear", "", stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
@@ -37,8 +38,15 @@ inline Tensor linear_of_rows(const Layout& layout, const CheckedPlanes& planes, 
   const ScalarType dtype = x.scalar_type();
   if (is_half(dtype) && !planes.exceptions.has_value()) {
     const OptionalTensor shift = bias.has_value() ? OptionalTensor(dense(*bias)) : std::nullopt;
-    ProductTask task{layout, pointers(planes), remainder_of(layout, planes), x.const_data_ptr(),
-                     data<uint8_t>(shift), nullptr, dtype_of("x", dtype), m, planes.rows};
+    ProductTask task{layout,
+                     pointers(planes),
+                     remainder_of(layout, planes),
+                     x.const_data_ptr(),
+                     data<uint8_t>(shift),
+                     nullptr,
+                     dtype_of("x", dtype),
+                     m,
+                     planes.rows};
     const bool exact = planes.stored.has_value();
     if (exact ? multiplies_exact(task) : multiplies(task)) {
       Tensor out = new_tensor(with_last(leading, planes.rows), dtype, target);

@@ -80,7 +80,8 @@ __device__ __forceinline__ void fine_positions(uint32_t index, uint32_t deviatio
   const uint32_t odd = (index & ~kLow) | (deviation >> 4 & kLow);
   const uint32_t at2[4] = {even << 2, odd << 2, even >> 6, odd >> 6};
 #pragma unroll
-  for (int i = 0; i < 4; i++) p[i] = __hfma2(one_and<0x03FC03FC>(at2[i]), both(16.0f), both(-23.46875f));
+  for (int i = 0; i < 4; i++)
+    p[i] = __hfma2(one_and<0x03FC03FC>(at2[i]), both(16.0f), both(-23.46875f));
 }
 
 // What the next 4 deviation bits add to p: (low - 7.5) / 256.

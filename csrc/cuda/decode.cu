@@ -1,5 +1,5 @@
-// Lossy planes to weights: a thread takes octets. Reads each plane once and writes each weight once,
-// so bytes bind: at 4 + 4 bits and bf16 3.03 bytes a weight against some 12 instructions.
+// Lossy planes to weights: a thread takes octets. Reads each plane once and writes each weight
+// once, so bytes bind: at 4 + 4 bits and bf16 3.03 bytes a weight against some 12 instructions.
 #include "exact.h"
 #include "exceptions.h"
 #include "floats.cuh"
@@ -91,8 +91,8 @@ __global__ void __launch_bounds__(kThreads) decode_any(DecodeTask task, uint32_t
 #pragma unroll
   for (int i = 0; i < kOctet; i++) {
     const float p = static_cast<float>(codes[i]) * step + first;
-    levels[i] = layout.grid == GridName::kPhi ? grid.bends[scale.bend].level(p)
-                                              : grid.golden_level(p);
+    levels[i] =
+        layout.grid == GridName::kPhi ? grid.bends[scale.bend].level(p) : grid.golden_level(p);
   }
   alignas(16) uint32_t weights[kOctet * sizeof(T) / 4];
   round_octet<T>(levels, scale.value, weights);

@@ -9,8 +9,8 @@
 
 namespace phiquant::cuda {
 
-inline constexpr int kGroup = 64;            // weights that share a scale
-inline constexpr int kPart = kGroup / 4;     // of them to each of four threads
+inline constexpr int kGroup = 64;               // weights that share a scale
+inline constexpr int kPart = kGroup / 4;        // of them to each of four threads
 inline constexpr int kGroupBytes = kGroup * 2;  // of one row of x
 
 // Powers of two that put a group whose largest magnitude has these bf16 bits below 2^15, and back.

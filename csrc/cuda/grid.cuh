@@ -31,8 +31,9 @@ struct Bend {
   }
 };
 
-// What a block of threads reads of a grid, in shared memory: all bends of the phi-grid for positions
-// counted in `unit` (a power of two, so that all rounds as it does on cells), or the golden knots.
+// What a block of threads reads of a grid, in shared memory: all bends of the phi-grid for
+// positions counted in `unit` (a power of two, so that all rounds as it does on cells), or the
+// golden knots.
 union GridTable {
   Bend bends[kBendCount];
   float knots[kKnots];

@@ -1,5 +1,5 @@
-// Eight weights side by side, an octet: as many bytes of a plane as it has bits a weight. Groups are
-// multiples of octets, so the octets of all rows lie one after the other in every plane.
+// Eight weights side by side, an octet: as many bytes of a plane as it has bits a weight. Groups
+// are multiples of octets, so the octets of all rows lie one after the other in every plane.
 #pragma once
 
 #include "kernels.h"
@@ -37,7 +37,8 @@ __device__ __forceinline__ void read_codes(const Layout& layout, const Planes& p
     const uint64_t packed = packed_octet(all[plane], octet, bits[plane]);
 #pragma unroll
     for (int i = 0; i < kOctet; i++) {
-      const uint32_t part = static_cast<uint32_t>(packed >> i * bits[plane]) & ((1u << bits[plane]) - 1);
+      const uint32_t part =
+          static_cast<uint32_t>(packed >> i * bits[plane]) & ((1u << bits[plane]) - 1);
       codes[i] = plane == 0 ? part : codes[i] << bits[plane] | part;
     }
   }
@@ -50,9 +51,12 @@ __device__ __forceinline__ void read_nibbles(const Planes& planes, int64_t octet
                                              uint32_t (&codes)[kOctet]) {
   const uint32_t index = __ldcs(reinterpret_cast<const uint32_t*>(planes.index) + octet);
   uint32_t high = 0, low = 0;
-  if constexpr (deviation == 2) high = __ldcs(reinterpret_cast<const uint16_t*>(planes.deviation) + octet);
-  if constexpr (deviation >= 4) high = __ldcs(reinterpret_cast<const uint32_t*>(planes.deviation) + octet);
-  if constexpr (deviation == 8) low = __ldcs(reinterpret_cast<const uint32_t*>(planes.deviation_low) + octet);
+  if constexpr (deviation == 2)
+    high = __ldcs(reinterpret_cast<const uint16_t*>(planes.deviation) + octet);
+  if constexpr (deviation >= 4)
+    high = __ldcs(reinterpret_cast<const uint32_t*>(planes.deviation) + octet);
+  if constexpr (deviation == 8)
+    low = __ldcs(reinterpret_cast<const uint32_t*>(planes.deviation_low) + octet);
 #pragma unroll
   for (int i = 0; i < kOctet; i++) {
     uint32_t code = index >> 4 * i & 15;

@@ -2,9 +2,10 @@
 //
 // A warp takes 16 rows of the weight and 8 groups of 64 columns, a chunk. Lane 4 r + t holds the
 // codes of columns 16 t .. 16 t + 15 of every group, of rows r and r + 8: 8 bytes of a plane, 32 of
-// a row side by side. One mma.m16n8k16 multiplies 16 columns of all rows; its 8 columns are the rows
-// of x, and where these are fewer, different groups, so that a group's sums come out apart, and each
-// lane applies few scales. Warps of a block share 16 rows of the weight: they add up in one order.
+// a row side by side. One mma.m16n8k16 multiplies 16 columns of all rows; its 8 columns are the
+// rows of x, and where these are fewer, different groups, so that a group's sums come out apart,
+// and each lane applies few scales. Warps of a block share 16 rows of the weight: they add up in
+// one order.
 //
 // Instructions a weight, M = 1: 2.1 to make p and p^3 of an index (2.8 with 4 deviation bits), 1/4
 // for mma, 1/8 to apply scales, 1/8 for loads. At 3 TB/s an H100 has 5.5 (10.5).
@@ -27,9 +28,9 @@ constexpr int kMostRows = 8;
 template <int deviation, int rows>
 struct Shape {
   static constexpr bool kSmall = rows == 1 && deviation != 0;
-  static constexpr int kWarps = kSmall ? 4 : 8;                         // of a block
-  static constexpr int kStage = rows == 1 && deviation < 8 ? 2 : 4;     // groups loaded together
-  static constexpr int kBlocks = rows > 1 ? (deviation == 8 ? 1 : 2)    // of a multiprocessor
+  static constexpr int kWarps = kSmall ? 4 : 8;                      // of a block
+  static constexpr int kStage = rows == 1 && deviation < 8 ? 2 : 4;  // groups loaded together
+  static constexpr int kBlocks = rows > 1         ? (deviation == 8 ? 1 : 2)  // of a multiprocessor
                                  : deviation == 0 ? 3
                                  : deviation == 8 ? 3
                                                   : 5;
@@ -141,7 +142,7 @@ template <int deviation, int rows, bool brain>
 struct Worker {
   using Shaped = Shape<deviation, rows>;
   static constexpr int kStage = Shaped::kStage;
-  static constexpr int kSpread = 8 / rows;  // groups whose sums come out side by side
+  static constexpr int kSpread = 8 / rows;           // groups whose sums come out side by side
   static constexpr int kScales = rows == 1 ? 2 : 1;  // groups that a lane's two columns are of
 
   const Shared<rows, Shaped::kWarps>* shared;
@@ -216,7 +217,8 @@ struct Worker {
     for (int i = 0; i < kStage; i++) {
       if ((place + i) % kSpread == 0) *linear = *cubic = Sums{};
       multiply(first + i, place + i, codes[i], linear, cubic);
-      if ((place + i) % kSpread == kSpread - 1) apply(first + i - kSpread + 1, row, *linear, *cubic);
+      if ((place + i) % kSpread == kSpread - 1)
+        apply(first + i - kSpread + 1, row, *linear, *cubic);
     }
   }
 
@@ -248,14 +250,21 @@ __global__ void __launch_bounds__(Shape<deviation, rows>::kWarps * 32,
   const int warps = static_cast<int>(blockDim.x) / 32;
   float* const back = reinterpret_cast<float*>(fragments + chunks * kChunk * rows * 8);
   Worker<deviation, rows, brain> worker{
-      &shared, back,
-      address_of(fragments + ((lane >> 2) % rows) * 4 + (lane & 3)), address_of(shared.zeros),
-      (lane >> 2) / rows, groups, lane, power_of_two(task.layout.exponent), task.layout, {}};
+      &shared,
+      back,
+      address_of(fragments + ((lane >> 2) % rows) * 4 + (lane & 3)),
+      address_of(shared.zeros),
+      (lane >> 2) / rows,
+      groups,
+      lane,
+      power_of_two(task.layout.exponent),
+      task.layout,
+      {}};
 
   const auto row_of = [&](int64_t tile, int r) {
     const int64_t row = tile * kTile + (lane >> 2) + 8 * r;
-    return Row<deviation>(task.planes, row < task.out_features ? row : task.out_features - 1, groups,
-                          lane & 3);
+    return Row<deviation>(task.planes, row < task.out_features ? row : task.out_features - 1,
+                          groups, lane & 3);
   };
   int64_t tile = blockIdx.x;
   Row<deviation> row[2] = {row_of(tile, 0), row_of(tile, 1)};
@@ -300,7 +309,8 @@ __global__ void __launch_bounds__(Shape<deviation, rows>::kWarps * 32,
     }
     worker.finish(shared.partial[turn][warp]);
     __syncthreads();
-    for (int i = static_cast<int>(threadIdx.x); i < kTile * rows; i += static_cast<int>(blockDim.x)) {
+    for (int i = static_cast<int>(threadIdx.x); i < kTile * rows;
+         i += static_cast<int>(blockDim.x)) {
       float sum = 0;
       for (int w = 0; w < warps; w++) sum += shared.partial[turn][w][i];
       const int64_t at = tile * kTile + i / rows;
@@ -334,7 +344,8 @@ unsigned blocks_for(Kernel kernel, int64_t tiles, int threads, int bytes) {
   if (rows == 1) return static_cast<unsigned>(tiles);
   int blocks = 1;
   cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, bytes);
-  const int64_t most = int64_t{attribute(cudaDevAttrMultiProcessorCount)} * (blocks > 0 ? blocks : 1);
+  const int64_t most =
+      int64_t{attribute(cudaDevAttrMultiProcessorCount)} * (blocks > 0 ? blocks : 1);
   return static_cast<unsigned>(tiles < most ? tiles : most);
 }
 

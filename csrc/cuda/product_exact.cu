@@ -1,6 +1,7 @@
 // Products of at most 8 rows of x with an exact weight of the same 16-bit type: a block of threads
 // takes a row of the weight, a warp blocks of 512 of it, a lane 16 weights, which never leave its
-// registers. Some 50 instructions a weight decode it, 1.3 a row of x multiply it: instructions bind.
+// registers. Some 50 instructions a weight decode it, 1.3 a row of x multiply it: instructions
+// bind.
 #include "exact_run.cuh"
 #include "sums.cuh"
 
@@ -54,7 +55,8 @@ __device__ __forceinline__ void add_block(const ProductTask& task, const Layout&
                                           const GridTable& grid, int64_t row, uint32_t block,
                                           float (&sums)[rows]) {
   const int lane = static_cast<int>(threadIdx.x) & 31;
-  const int64_t column = int64_t{block} * kBlock + lane * kRun, rest_of_row = layout.columns - column;
+  const int64_t column = int64_t{block} * kBlock + lane * kRun,
+                rest_of_row = layout.columns - column;
   const int count = rest_of_row < 0 ? 0 : rest_of_row < kRun ? static_cast<int>(rest_of_row) : kRun;
   uint32_t weights[kRun], rest[kRun];
   int width[kRun], total = 0;

@@ -7,6 +7,9 @@ namespace phiquant::cuda {
 
 inline constexpr int kRun = 16;  // weights of a block that a lane takes, side by side
 
+// More bits than a block has: of a run whose scale word is none, and with it all that follow.
+inline constexpr int kNoBits = 1 << 24;
+
 // The byte at which a block begins; -1 if that is not inside of the payload.
 __device__ __forceinline__ int64_t begin_of(const Remainder& remainder, int64_t block) {
   const int64_t start = remainder.starts[remainder.consecutive ? block / kBlocksPerStart : block];
@@ -38,7 +41,8 @@ struct Run {
 __device__ __forceinline__ bool open_run(const Remainder& remainder, int64_t begin, int bits_before,
                                          int bits, Run* run) {
   const int64_t first = begin * 8 + bits_before;
-  const bool inside = begin >= 0 && first + bits <= (remainder.size - kPadding) * 8;
+  const bool inside =
+      begin >= 0 && bits_before + bits < kNoBits && first + bits <= (remainder.size - kPadding) * 8;
   const uint8_t* byte = remainder.payload + (inside ? first >> 3 : 0);
   const uintptr_t address = reinterpret_cast<uintptr_t>(byte);
   run->words = reinterpret_cast<const uint32_t*>(address & ~uintptr_t{3});
@@ -54,7 +58,7 @@ __device__ __forceinline__ void take_bits(const Run& run, const int (&width)[kRu
 #pragma unroll
   for (int i = 0; i < kRun; i++) {
     const uint32_t* from = run.words + (bit >> 5);
-    const uint32_t word = __funnelshift_r(from[0], from[1], bit);
+    const uint32_t word = __funnelshift_r(__ldg(from), __ldg(from + 1), bit);
     asm("bmsk.clamp.b32 %0, 0, %1;" : "=r"(rest[i]) : "r"(width[i]));
     rest[i] &= word;
     bit += width[i];

@@ -142,6 +142,18 @@ def test_a_bad_word_is_nan_and_its_neighbours_are_not() -> None:
         assert torch.equal(weights.isnan(), bad)
 
 
+def test_a_bad_word_of_an_exact_weight() -> None:
+    of = weight(2, 1024, dtype=torch.bfloat16)
+    layout = Layout(1024, exponent=-10, stored_dtype=torch.bfloat16)
+    planes = on_gpu(compiled_exact(of, layout))
+    planes.scale[0, 3] = 0
+    weights = decoded(planes, layout, torch.bfloat16).cpu()
+    assert bool(weights[0, 192:512].isnan().all())  # to the end of its block
+    assert same(weights[0, :192], of[0, :192])
+    assert same(weights[0, 512:], of[0, 512:])
+    assert same(weights[1], of[1])
+
+
 def test_corrupt_starts_read_nothing_outside() -> None:
     of = weight(4, 1024, dtype=torch.bfloat16)
     layout = Layout(1024, exponent=-10, stored_dtype=torch.bfloat16)

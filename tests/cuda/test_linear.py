@@ -120,7 +120,7 @@ def test_rows_of_very_different_numbers(deviation: int) -> None:
     planes = typical_planes(layout, 16)
     of = codec.decode(planes, layout)
     for m in (1, 8):
-        sizes = torch.tensor([-130.0, -60, -3, 0, 3, 40, 100, 118]).exp2().repeat_interleave(64)
+        sizes = torch.tensor([-100.0, -60, -3, 0, 3, 40, 100, 118]).exp2().repeat_interleave(64)
         for part in torch.eye(8):
             x = (torch.randn(m, 512) * sizes * part.repeat_interleave(64)).bfloat16().cuda()
             assert error(x, of, linear(x, on_gpu(planes), None, layout)) <= 2.0**-8
