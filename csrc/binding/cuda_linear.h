@@ -36,7 +36,7 @@ inline Tensor linear_of_rows(const Layout& layout, const CheckedPlanes& planes, 
                              const OptionalTensor& bias, const Shape& leading, int64_t m,
                              const Target& target) {
   const ScalarType dtype = x.scalar_type();
-  if (is_half(dtype) && !planes.exceptions.has_value()) {
+  if (is_half(dtype) && exceptions_of(planes).count == 0) {
     const OptionalTensor shift = bias.has_value() ? OptionalTensor(dense(*bias)) : std::nullopt;
     ProductTask task{layout,
                      pointers(planes),

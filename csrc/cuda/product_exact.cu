@@ -1,14 +1,14 @@
-// Products of at most 8 rows of x with an exact weight of the same 16-bit type: a block of threads
-// takes a row of the weight, a warp blocks of 512 of it, a lane 16 weights, which never leave its
-// registers. Some 50 instructions a weight decode it, 1.3 a row of x multiply it: instructions
-// bind.
+// Products of at most 8 rows of x with an exact weight of the same 16-bit type: a warp takes
+// a row of the weight, block after block of 512, a lane 16 weights, which never leave its
+// registers. Warps do not wait for each other. Some 50 instructions a weight decode it, 1.3 a row
+// of x multiply it: instructions bind.
 #include "exact_run.cuh"
 #include "sums.cuh"
 
 namespace phiquant::cuda {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / 32;
 constexpr int kMostRows = 8;
 
@@ -74,37 +74,29 @@ __device__ __forceinline__ void add_block(const ProductTask& task, const Layout&
   for (int i = 0; i < kRun; i++) weights[i] = inside ? weights[i] + rest[i] : 0x7FFF;
 #pragma unroll
   for (int m = 0; m < rows; m++) {
-    if (m >= task.m) break;
-    sums[m] += dot(static_cast<const T*>(task.x) + m * layout.columns + column, weights, count);
+    if (m < task.m)
+      sums[m] += dot(static_cast<const T*>(task.x) + m * layout.columns + column, weights, count);
   }
 }
 
 template <class T, Dtype stored, int rows>
 __global__ void __launch_bounds__(kThreads) product_exact(ProductTask task) {
   __shared__ GridTable grid;
-  __shared__ float partial[2][kWarps][rows];
   const Layout layout = known<true>(task.layout);
   grid.fill(layout, power_of_two(-layout.deviation_bits));
   __syncthreads();
-  const int lane = static_cast<int>(threadIdx.x) & 31, warp = static_cast<int>(threadIdx.x) / 32;
+  const int lane = static_cast<int>(threadIdx.x) & 31;
   const auto blocks = static_cast<uint32_t>(blocks_of(layout));
-  int turn = 0;
-  for (int64_t row = blockIdx.x; row < task.out_features; row += gridDim.x, turn ^= 1) {
-    float sums[rows] = {};
-    for (uint32_t block = static_cast<uint32_t>(warp); block < blocks; block += kWarps) {
-      add_block<T, stored, rows>(task, layout, grid, row, block, sums);
-    }
+  const int64_t row = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;
+  if (row >= task.out_features) return;
+  float sums[rows] = {};
+  for (uint32_t block = 0; block < blocks; block++) {
+    add_block<T, stored, rows>(task, layout, grid, row, block, sums);
+  }
 #pragma unroll
-    for (int m = 0; m < rows; m++) {
-      for (int step = 16; step > 0; step /= 2) sums[m] += __shfl_xor_sync(~0u, sums[m], step);
-      if (lane == 0) partial[turn][warp][m] = sums[m];
-    }
-    __syncthreads();
-    if (threadIdx.x < rows && threadIdx.x < task.m) {
-      float sum = 0;
-      for (int w = 0; w < kWarps; w++) sum += partial[turn][w][threadIdx.x];
-      store_sum<T>(task, threadIdx.x, row, sum);
-    }
+  for (int m = 0; m < rows; m++) {
+    for (int step = 16; step > 0; step /= 2) sums[m] += __shfl_xor_sync(~0u, sums[m], step);
+    if (lane == 0 && m < task.m) store_sum<T>(task, m, row, sums[m]);
   }
 }
 
@@ -114,8 +106,7 @@ void launch(const ProductTask& task, cudaStream_t stream) {
                       : task.m == 2 ? product_exact<T, stored, 2>
                       : task.m <= 4 ? product_exact<T, stored, 4>
                                     : product_exact<T, stored, 8>;
-  constexpr int64_t kMostBlocks = 1 << 14;
-  const int64_t blocks = task.out_features < kMostBlocks ? task.out_features : kMostBlocks;
+  const int64_t blocks = (task.out_features + kWarps - 1) / kWarps;
   kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(task);
 }
 
