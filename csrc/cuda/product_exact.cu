@@ -80,7 +80,7 @@ __device__ __forceinline__ void add_block(const ProductTask& task, const Layout&
 }
 
 template <class T, Dtype stored, int rows>
-__global__ void __launch_bounds__(kThreads) product_exact(ProductTask task) {
+__global__ void __launch_bounds__(kThreads, rows == 1 ? 8 : 6) product_exact(ProductTask task) {
   __shared__ GridTable grid;
   const Layout layout = known<true>(task.layout);
   grid.fill(layout, power_of_two(-layout.deviation_bits));
