@@ -30,7 +30,7 @@ KERNEL_TESTS ?= $(wildcard tests/test_ops*.py tests/test_kernels*.py tests/ops t
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv install develop demo examples test test-fast lint mypy format docs bench-cpu bench-exact bench-quality memory \
+.PHONY: help venv install develop demo examples test test-fast lint mypy format docs cuda bench-cpu bench-cuda bench-exact bench-quality memory \
 	sanitize test-neon fuzz wheel clean FORCE
 
 help: ## list the targets and variables
@@ -97,6 +97,13 @@ $(VENV)/.peers: $(VENV)/.developed $(VENV)/.zoo
 
 bench-cpu: $(VENV)/.peers ## bandwidth, products and decoding on this CPU beside torch, bitsandbytes and llama.cpp
 	PYTHONPATH=. $(BIN)/python -m benchmarks.cpu --json $(BENCH_JSON)
+
+# nvcc on PATH, in $CUDA_HOME or /usr/local/cuda; the headers of a CPU torch do, too.
+cuda: develop ## the kernels for NVIDIA GPUs alone (PHIQUANT_CUDA_ARCHS=90 for one architecture)
+	PHIQUANT_BUILD_CUDA=1 PHIQUANT_BUILD_CPU=0 $(BIN)/python setup.py -q build_ext --inplace
+
+bench-cuda: develop ## products and decoding on this GPU beside torch and bitsandbytes
+	PYTHONPATH=. $(BIN)/python -m benchmarks.cuda_kernels --json $(BENCH_JSON)/cuda.json
 
 bench-exact: develop ## sizes of the lossless tier next to zstd and zipnn, checked bit for bit
 	$(PIP) $(PIP_FLAGS) zstandard zipnn

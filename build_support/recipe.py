@@ -101,5 +101,5 @@ def _torch_libraries(torch: TorchInstall, linker_prefix: str) -> list[str]:
 def _gencode() -> list[str]:
     names = cuda_architectures()
     binaries = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in names]
-    # PTX of the first one, for devices newer than every binary.
-    return [*binaries, f"-gencode=arch=compute_{names[0]},code=compute_{names[0]}"]
+    # PTX of the last one, for devices newer than every binary.
+    return [*binaries, f"-gencode=arch=compute_{names[-1]},code=compute_{names[-1]}"]

@@ -31,4 +31,4 @@ def sanitizers() -> str:
 
 def cuda_architectures() -> list[str]:
     """PHIQUANT_CUDA_ARCHS, comma-separated compute capabilities without the dot."""
-    return os.environ.get("PHIQUANT_CUDA_ARCHS", "80,90a").split(",")
+    return os.environ.get("PHIQUANT_CUDA_ARCHS", "80,89,90,100").split(",")

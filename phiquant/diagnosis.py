@@ -7,7 +7,6 @@ import os
 import platform
 from dataclasses import dataclass, field
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +14,6 @@ import torch
 from phiquant import ops
 
 _PACKAGES = ("torch", "torchao", "transformers", "safetensors")
-_CUDA_LIBRARY = "_C_cuda.abi3.so"
 
 
 @dataclass
@@ -149,15 +147,22 @@ def _cores() -> int:
 
 
 def _tell_cuda(result: Diagnosis) -> None:
-    library = Path(ops.__file__).with_name(_CUDA_LIBRARY)
     if torch.version.cuda is None:
         result.found["CUDA"] = "this torch is built without it"
     elif not torch.cuda.is_available():
         result.found["CUDA"] = f"torch is built for {torch.version.cuda}, but sees no GPU"
-    elif library.exists():
-        result.found["CUDA"] = f"kernels: {library}"
+    elif ops.compiled_cuda:
+        result.found["CUDA"] = f"kernels: {ops.cuda_library_path()}"
+        result.found["products, CUDA"] = (
+            "4 index bits, groups of 64, 16-bit input, up to 8 rows: codes in registers; "
+            "else the weight is decoded for torch"
+        )
     else:
         result.found["CUDA"] = (
-            f"no kernels ({library.name} was not built): on a GPU every product decodes its whole "
+            f"no kernels ({ops.why_not_compiled_cuda}): on a GPU every product decodes its whole "
             "weight with torch's operations"
+        )
+        result.remedies.append(
+            "install the CUDA toolkit (nvcc) and reinstall phiquant; PHIQUANT_BUILD_CUDA=1 says "
+            "why the kernels cannot be built, if they cannot"
         )

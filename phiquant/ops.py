@@ -246,6 +246,11 @@ def library_path() -> Path:
     return Path(__file__).with_name("_C.abi3.so")
 
 
+def cuda_library_path() -> Path:
+    """Where those for NVIDIA GPUs are, if there are any."""
+    return Path(__file__).with_name("_C_cuda.abi3.so")
+
+
 def _load_compiled() -> str:
     """Load the compiled kernels; say once what it means if they are missing, and return why."""
     try:
@@ -264,5 +269,23 @@ def _load_compiled() -> str:
     return ""
 
 
+def _load_compiled_cuda() -> str:
+    """Load the kernels for GPUs, which does not start CUDA; return why not, if not.
+
+    Nothing is said without them: there may be no GPU, or no weight may ever be on it.
+    """
+    if torch.version.cuda is None:
+        return "this torch is built without it"
+    if not cuda_library_path().exists():
+        return f"{cuda_library_path().name} was not built"
+    try:
+        torch.ops.load_library(cuda_library_path())
+    except OSError as error:
+        return str(error)
+    return ""
+
+
 why_not_compiled: str = _load_compiled()
 compiled: bool = not why_not_compiled
+why_not_compiled_cuda: str = _load_compiled_cuda()
+compiled_cuda: bool = not why_not_compiled_cuda

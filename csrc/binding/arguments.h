@@ -239,4 +239,10 @@ inline CheckedPlanes check_planes(const GivenPlanes& given, const Layout& layout
   return planes;
 }
 
+inline void check_matrix(const CheckedPlanes& planes) {
+  if (planes.leading.size() == 1) return;
+  fail("weight: expected planes of two dimensions, got leading dimensions " +
+       tuple_text(planes.leading));
+}
+
 }  // namespace phiquant

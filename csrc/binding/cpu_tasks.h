@@ -37,12 +37,6 @@ inline void check_cpu(const std::string& name, const Tensor& tensor) {
   if (!tensor.is_cpu()) fail(name + ": expected a tensor on the CPU, as the others are");
 }
 
-inline void check_matrix(const CheckedPlanes& planes) {
-  if (planes.leading.size() == 1) return;
-  fail("weight: expected planes of two dimensions, got leading dimensions " +
-       tuple_text(planes.leading));
-}
-
 inline Planes pointers(const CheckedPlanes& planes) {
   check_cpu("weight", *planes.scale);
   return {data<uint8_t>(planes.index), data<uint8_t>(planes.deviation),

@@ -1,0 +1,93 @@
+// torch.ops.phiquant.linear on a GPU: arguments are checked, and a product is chosen.
+#pragma once
+
+#include "cuda_tasks.h"
+
+namespace phiquant::cuda {
+
+inline void check_bias(const OptionalTensor& bias, const Tensor& x, int64_t out_features) {
+  if (!bias.has_value()) return;
+  if (bias->scalar_type() != x.scalar_type() || !has_shape(*bias, {out_features})) {
+    fail("bias: expected " + dtype_text(x.scalar_type()) + " of shape " +
+         tuple_text({out_features}) + ", got " + dtype_text(bias->scalar_type()) + " of shape " +
+         tuple_text(shape_of(*bias)));
+  }
+  check_device("bias", *bias, x);
+}
+
+inline bool is_half(ScalarType dtype) {
+  return dtype == ScalarType::BFloat16 || dtype == ScalarType::Half;
+}
+
+// The whole weight, decoded to x's type, and torch's product with it.
+inline Tensor decoded_linear(const Layout& layout, const CheckedPlanes& planes, const Tensor& x,
+                             const OptionalTensor& bias, const Target& target) {
+  const Tensor weight = decode_to(layout, planes, nullptr, planes.leading, x.scalar_type(), target);
+  std::array<StableIValue, 3> stack{torch::stable::detail::from(x),
+                                    torch::stable::detail::from(weight),
+                                    torch::stable::detail::from(bias)};
+  TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::linear", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+// m rows of x, which is contiguous; m and out_features are at least 1.
+inline Tensor linear_of_rows(const Layout& layout, const CheckedPlanes& planes, const Tensor& x,
+                             const OptionalTensor& bias, const Shape& leading, int64_t m,
+                             const Target& target) {
+  const ScalarType dtype = x.scalar_type();
+  if (is_half(dtype) && exceptions_of(planes).count == 0) {
+    const OptionalTensor shift = bias.has_value() ? OptionalTensor(dense(*bias)) : std::nullopt;
+    ProductTask task{layout,
+                     pointers(planes),
+                     remainder_of(layout, planes),
+                     x.const_data_ptr(),
+                     data<uint8_t>(shift),
+                     nullptr,
+                     dtype_of("x", dtype),
+                     m,
+                     planes.rows};
+    const bool exact = planes.stored.has_value();
+    if (exact ? multiplies_exact(task) : multiplies(task)) {
+      Tensor out = new_tensor(with_last(leading, planes.rows), dtype, target);
+      task.out = out.mutable_data_ptr();
+      exact ? multiply_exact(task, target.stream()) : multiply(task, target.stream());
+      check_launch();
+      return out;
+    }
+  }
+  return decoded_linear(layout, planes, x, bias, target);
+}
+
+inline Tensor linear_of(const Layout& layout, const CheckedPlanes& planes, const Tensor& x,
+                        const OptionalTensor& bias, const Target& target) {
+  check_matrix(planes);
+  check_device("x", x, *planes.scale);
+  const Shape leading = leading_of("x", x);
+  if (shape_of(x).back() != layout.columns) {
+    fail("x: expected a last dimension of " + std::to_string(layout.columns) + ", got shape " +
+         tuple_text(shape_of(x)));
+  }
+  const ScalarType dtype = x.scalar_type();
+  if (dtype != ScalarType::Double) dtype_of("x", dtype);
+  check_bias(bias, x, planes.rows);
+  const int64_t m = product(leading);
+  if (m == 0 || planes.rows == 0) return new_tensor(with_last(leading, planes.rows), dtype, target);
+  return linear_of_rows(layout, planes, dense(x), bias, leading, m, target);
+}
+
+inline Tensor linear(Tensor x, Tensor index, OptionalTensor deviation, OptionalTensor deviation_low,
+                     Tensor scale, OptionalTensor remainder, OptionalTensor offsets,
+                     OptionalTensor starts, OptionalTensor exceptions, OptionalTensor bias,
+                     int64_t columns, int64_t index_bits, int64_t deviation_bits,
+                     int64_t group_size, StringHandle grid, int64_t exponent,
+                     OptionalDtype stored_dtype) {
+  const Layout layout =
+      make_layout(columns, index_bits, deviation_bits, group_size, taken(grid), exponent);
+  const GivenPlanes given{index,     deviation, deviation_low, scale,
+                          remainder, offsets,   starts,        exceptions};
+  const Target target(scale);
+  return linear_of(layout, check_planes(given, layout, stored_dtype), x, bias, target);
+}
+
+}  // namespace phiquant::cuda

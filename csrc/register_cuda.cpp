@@ -1,0 +1,12 @@
+// torch.ops.phiquant on NVIDIA GPUs. Schemas are in phiquant/ops.py.
+#include <torch/csrc/stable/library.h>
+
+#include "binding/cuda_decode.h"
+#include "binding/cuda_linear.h"
+
+STABLE_TORCH_LIBRARY_IMPL(phiquant, CUDA, m) {
+  m.impl("decode", TORCH_BOX(&phiquant::cuda::decode_planes));
+  m.impl("linear", TORCH_BOX(&phiquant::cuda::linear));
+  m.impl("linear_int8", TORCH_BOX(&phiquant::cuda::linear));
+  m.impl("embedding", TORCH_BOX(&phiquant::cuda::embedding));
+}
