@@ -104,6 +104,8 @@ class Transformers:
         return greedy.turn(self, tokens, seconds)
 
     def close(self) -> None:
+        if self.compiled:  # every model counts towards how often torch compiles one forward
+            torch.compiler.reset()
         del self.model, self.run, self.cache
 
 
