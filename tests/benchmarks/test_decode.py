@@ -90,6 +90,17 @@ def test_a_turn_ends(model: Any) -> None:
     assert len(decoder.turn(5, 0.0)) == 2
 
 
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_what_is_closed_leaves_no_compiled_code(
+    model: Any, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch compiles one forward so many times, and two models have more variants."""
+    resets: list[None] = []
+    monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(None))
+    Transformers(PLAIN, model, 0.0, compiled).close()
+    assert len(resets) == compiled
+
+
 def test_verdicts() -> None:
     rows = [
         {"what": what, "tokens_per_s": speed}
