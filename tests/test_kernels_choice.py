@@ -110,11 +110,12 @@ def test_the_best_candidate_is_chosen(kind: Callable[[], Tensor], deviation_bits
         assert no_worse(of, layout, fit), (index_bits, size, fit)
 
 
+@pytest.mark.parametrize("deviation_bits", [0, 4])
 @pytest.mark.parametrize("size", codec.GROUP_SIZES)
-def test_many_groups_are_as_the_reference_s(size: int) -> None:
+def test_many_groups_are_as_the_reference_s(size: int, deviation_bits: int) -> None:
     torch.manual_seed(size)
     of = torch.randn(32, 2048) * torch.logspace(-4, 1, 32).unsqueeze(1)
-    layout = Layout(2048, group_size=size, exponent=-10)
+    layout = Layout(2048, 4, deviation_bits, size, exponent=-10)
     assert same_choice(of, compiled_encode(of, layout, "joint"), layout, "joint")
 
 

@@ -18,6 +18,7 @@
 
 #define PHIQUANT_ISA avx512
 #define PHIQUANT_BYTES 64
+#define PHIQUANT_SCAN_HALVES
 #include "vector_avx512.h"
 //
 #include "decode_avx512.h"
@@ -36,6 +37,7 @@
 //
 #include "exact_encode_avx512.h"
 #include "pack_codes_avx512.h"
+#include "scan_halves_avx512.h"
 #define PHIQUANT_PACK_CODES
 #define PHIQUANT_TABLE_BITS
 //

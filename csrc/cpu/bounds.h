@@ -29,11 +29,6 @@ PHIQUANT_INLINE vf sums_of(const vf* vectors) {
 #endif
 }
 
-// A sum of squared errors is off by no more than this share of itself, and this times the number
-// of weights (and the largest importance): an error is off by less than 2^-20 of a level below 1.2
-// in fp32, here and in exact scoring, and 2 |a| |b| <= share a^2 + b^2 / share.
-inline constexpr float kScanShare = 0x1p-11f;
-inline constexpr float kScanSlack = 0x1p-40f * 0x1p11f * 1.44f * 4;
 // Scores are products of three sums in fp32.
 inline constexpr float kScanRounding = 0x1p-18f;
 
@@ -50,7 +45,7 @@ PHIQUANT_INLINE Range range_of(vf sum, vf share, vf slip) {
 // What remainders multiply scores by, relative to the candidate with the fewest bits. Beyond 2^90
 // no candidate has a chance: sums lie within 2^-18 and 2^8, and three are multiplied.
 // `doubtful` weights may have any number of bits.
-PHIQUANT_INLINE void price_scores(const EncodeTask& task, const Scan& scanned, float slips,
+PHIQUANT_INLINE void price_scores(const EncodeTask& task, const Scan& scanned, float heaviest,
                                   Bounds* factors) {
   constexpr int32_t kFurthest = 90 * 32;
   const float widest = task.dtype == Dtype::kFloat32 ? 32 : 16;
@@ -65,7 +60,7 @@ PHIQUANT_INLINE void price_scores(const EncodeTask& task, const Scan& scanned, f
   const vf least = splat(-lanes_maximum(-fewest));
   for (int at = 0; at < kCandidates; at += kLanes) {
     const vf bits = load<vf>(factors->low + at) - least,
-             away = to_float(load<vi>(scanned.doubtful + at)) * (slips * widest);
+             away = to_float(load<vi>(scanned.doubtful + at)) * (heaviest * widest);
     const auto factor = [&](vf fewer) {
       vi units = truncate(fewer) * task.price;
       units = units > kFurthest ? splat(kFurthest) : units < -kFurthest ? splat(-kFurthest) : units;
@@ -83,12 +78,11 @@ PHIQUANT_INLINE void bound_scores(const PhiSearch& search, const EncodeTask& tas
   const Fit fit = task.fit;
   const bool priced = is_priced(task);
   const float heaviest = group.importance == nullptr ? 1.0f : 2.0f;
-  const float slips = static_cast<float>(search.layout.group_size / kLanes) * heaviest;
   const float weights = static_cast<float>(search.layout.group_size) * heaviest;
   const float unit = candidates.reciprocal[0];
   const bool index_only = fit == Fit::kIndex || search.layout.deviation_bits == 0;
   Bounds factors;
-  if (priced) price_scores(task, scanned, slips, &factors);
+  if (priced) price_scores(task, scanned, heaviest, &factors);
   for (int at = 0; at < kCandidates; at += kLanes) {
     const vf scale = load<vf>(candidates.scale + at) * unit, square = scale * scale;
     Range range{};
@@ -97,9 +91,12 @@ PHIQUANT_INLINE void bound_scores(const PhiSearch& search, const EncodeTask& tas
                        load<vf>(search.deepest_slack + at) * weights);
     }
     if (fit != Fit::kDeviation || index_only) {
-      const vf slip = to_float(load<vi>(scanned.doubtful + at)) * slips;
-      const Range index = range_of(sums_of(scanned.index + at), splat(kScanShare),
-                                   slip * load<vf>(search.index_slip + at) + kScanSlack * weights);
+      const vf slip = to_float(load<vi>(scanned.doubtful + at)) * heaviest;
+      const vf slack = load<vf>(search.index_slack + at) * weights;
+      vf sum = sums_of(scanned.index + at);
+      if (in_halves(search, group)) sum *= load<vf>(search.halves_square + at);
+      const Range index = range_of(sum, load<vf>(search.index_share + at),
+                                   slip * load<vf>(search.index_slip + at) + slack);
       if (index_only) {
         range = index;
       } else {

@@ -15,14 +15,14 @@ struct Work {
   Candidates candidates;
   Scan scanned;
   bool scannable;
+  uint32_t among;  // the candidates, as bits, that may be the best
 };
 
 // Codes of a group, and its scale word.
 PHIQUANT_INLINE int16_t encode_phi(const PhiSearch& search, const EncodeTask& task,
                                    const Work& work, int32_t* codes) {
   const Group& group = work.group;
-  uint32_t among = kEveryCandidate;
-  if (work.scannable) among = contenders(search, task, group, work.candidates, work.scanned);
+  const uint32_t among = work.among;
   const int best = (among & (among - 1)) == 0 ? __builtin_ctz(among)
                                               : choose(search, task, group, work.candidates, among);
   const Trial trial = trial_of(search, group, work.candidates, best);
@@ -99,6 +99,11 @@ static bool encode_row(const EncodeTask& task, const PhiSearch& search, int64_t 
     for (int64_t i = 0; i < many; i++) {
       if (work[i].scannable)
         scan(search, task, work[i].group, work[i].candidates, &work[i].scanned);
+    }
+    for (int64_t i = 0; i < many; i++) {
+      Work& w = work[i];
+      w.among = w.scannable ? contenders(search, task, w.group, w.candidates, w.scanned)
+                            : kEveryCandidate;
     }
     for (int64_t i = 0; i < many; i++) {
       const int16_t word = layout.grid == GridName::kPhi

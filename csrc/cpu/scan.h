@@ -11,13 +11,9 @@
 
 namespace phiquant::cpu::PHIQUANT_ISA {
 
-// Estimates of one candidate's sums over lanes, relative to its scale.
-struct Scan {
-  alignas(64) vf index[kCandidates];
-  alignas(64) vf deepest[kCandidates];
-  alignas(64) vf bits[kCandidates];           // of remainders, where they have a price
-  alignas(64) int32_t doubtful[kCandidates];  // how many lanes hold weights near an edge
-};
+#if !defined(PHIQUANT_SCAN_HALVES)
+PHIQUANT_INLINE void scan_in_halves(const PhiSearch&, const Group&, const Candidates&, Scan*) {}
+#endif
 
 // A sum with it has no fraction; its low bits are the integer.
 inline constexpr float kMagic = 0x1.8p23f;
@@ -130,7 +126,8 @@ PHIQUANT_INLINE void scan_bend(const PhiSearch& search, const Group& group,
   for (int i = 0; i < 2; i++) {
     out->index[at[i]] = sum_parts(index[i]);
     out->deepest[at[i]] = sum_parts(deepest[i]);
-    out->doubtful[at[i]] = __builtin_popcount(lanes_above(furthest[i], splat(table.certain)));
+    out->doubtful[at[i]] = __builtin_popcount(lanes_above(furthest[i], splat(table.certain))) *
+                           (search.layout.group_size / kLanes);
     if constexpr (priced != Priced::kNone) {
       out->bits[at[i]] = scan_bits<priced>(search, group, candidates, at[i], number[i]);
     }
@@ -162,9 +159,16 @@ PHIQUANT_INLINE void scan_priced(const PhiSearch& search, Dtype dtype, const Gro
   }
 }
 
+PHIQUANT_INLINE bool in_halves(const PhiSearch& search, const Group& group) {
+  return search.in_halves && group.importance == nullptr;
+}
+
 template <int deviation_bits>
 PHIQUANT_INLINE void scan_lossy(const PhiSearch& search, const Group& group,
                                 const Candidates& candidates, Scan* out) {
+  if (deviation_bits == 0 && in_halves(search, group)) {
+    return scan_in_halves(search, group, candidates, out);
+  }
   return group.importance == nullptr
              ? scan_group<deviation_bits, false>(search, group, candidates, out)
              : scan_group<deviation_bits, true>(search, group, candidates, out);

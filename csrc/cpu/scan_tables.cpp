@@ -6,32 +6,14 @@
 #include <tuple>
 #include <utility>
 
-#include "inverse.h"
+#include "cut.h"
 #include "phiquant/grid.h"
-#include "tables.h"
 
 namespace phiquant::cpu {
 namespace {
 
-constexpr double kUlp = 0x1p-24;            // of fp32's rounding, relative
-constexpr double kErrorRounding = 0x1p-20;  // of an error in fp32, here and in exact scoring
-constexpr int kSamples = 32;  // of a segment, where its cubic is compared with the inverse
-
-// One bend's curve on cells, and how a layout cuts them.
-struct Cut {
-  double bend;
-  int half, bits;
-  bool shared;  // by the scales of both signs
-
-  double position_scale() const { return half << bits; }
-  double value(double cell) const {
-    const double q = cell / half;
-    return (1 - bend) * q + bend * q * q * q;
-  }
-  double top() const { return value(half + 0.125); }
-  // The most by which one sign's scale exceeds the other's: rounded to 7 mantissa bits.
-  double ratio() const { return shared ? top() / value(half - 0.5) * 1.008 : 1; }
-};
+constexpr double kUlp = 0x1p-24;  // of fp32's rounding, relative
+constexpr int kSamples = 32;      // of a segment, where its cubic is compared with the inverse
 
 // The first segment's border from which 32 segments reach the largest t.
 double offset_of(const Cut& cut) {
@@ -116,11 +98,14 @@ void set_index(const Cut& cut, double doubt, ScanTable* table) {
   double worst = 0;
   for (int k = 0; k <= cut.half; k++) worst = std::max(worst, slip(cut, k + 0.5, doubt));
   table->index_slip = static_cast<float>(worst);
+  table->index_share = 0x1p-11f;
+  table->index_slack = static_cast<float>(squared_slack(1.44 * kErrorRounding * 2, 0x1p-11));
   for (int i = 0; i < kSegments; i++) {
     table->level[i] = static_cast<float>(cut.value(cut.bits > 0 ? (i + 1) / 2 : i));
   }
   // A position near 0 may be estimated below it: half cell -1 is one of the cell around 0, too.
   if (cut.bits > 0) table->level[kSegments - 1] = 0;
+  if (cut.bits == 0) set_halves(cut, table);
 }
 
 // False if positions are too uncertain.

@@ -5,6 +5,13 @@
 
 namespace phiquant::cpu::PHIQUANT_ISA {
 
+// Whether this instruction set scans indices alone in 16 bits: as scan_halves_avx512.h.
+#if defined(PHIQUANT_SCAN_HALVES)
+inline constexpr bool kScansHalves = true;
+#else
+inline constexpr bool kScansHalves = false;
+#endif
+
 inline constexpr int kCandidates = 2 * kBendCount;  // bend by bend, the positive sign first
 
 struct Group {
@@ -37,6 +44,14 @@ struct Errors {
   int64_t bits;
 };
 
+// Estimates of one candidate's sums over lanes, relative to its scale.
+struct Scan {
+  alignas(64) vf index[kCandidates];
+  alignas(64) vf deepest[kCandidates];
+  alignas(64) vf bits[kCandidates];           // of remainders, where they have a price
+  alignas(64) int32_t doubtful[kCandidates];  // how many weights may be near an edge
+};
+
 // The phi-grid of one layout.
 struct PhiSearch {
   Layout layout;
@@ -47,24 +62,36 @@ struct PhiSearch {
   alignas(64) float top[kCandidates];
   alignas(64) float bottom[kCandidates];
   // Of ScanTable, for every candidate.
+  alignas(64) float index_share[kCandidates]{};
+  alignas(64) float index_slack[kCandidates]{};
   alignas(64) float index_slip[kCandidates]{};
   alignas(64) float deepest_share[kCandidates]{};
   alignas(64) float deepest_slack[kCandidates]{};
+  // Of HalvesTable; `in_halves` if groups without importance are scanned by it.
+  alignas(64) float halves_unit[kCandidates]{};
+  alignas(64) float halves_square[kCandidates]{};  // what squares of numbers are multiplied with
+  bool in_halves;
   int32_t zero_code;  // the code of positions just above 0, or of position 0 without deviation
   int32_t last_code;
   float near_edge;  // an estimate this close to an edge, in sub-cells, may be on its wrong side
 
   PHIQUANT_MEMBER explicit PhiSearch(const EncodeTask& task)
       : layout(task.layout), curve(Curve::of(task.layout)), inverse(task.inverse), scan(task.scan) {
+    in_halves = kScansHalves && scan != nullptr && layout.deviation_bits == 0;
     const int bends = bend_count(layout), d = layout.deviation_bits, half = half_of(layout);
     for (int i = 0; i < kCandidates; i++) {
       const int bend = i / 2 < bends ? i / 2 : bends - 1;
       top[i] = task.ends[2 * bend];
       bottom[i] = task.ends[2 * bend + 1];
       if (scan == nullptr) continue;
+      index_share[i] = scan[bend].index_share;
+      index_slack[i] = scan[bend].index_slack;
       index_slip[i] = scan[bend].index_slip;
       deepest_share[i] = scan[bend].deepest_share;
       deepest_slack[i] = scan[bend].deepest_slack;
+      halves_unit[i] = scan[bend].halves.unit;
+      halves_square[i] = scan[bend].halves.square;
+      in_halves = in_halves && halves_unit[i] > 0;
     }
     zero_code = d == 0 ? half - 1 : ((2 * half - 1) << d) / 2;
     last_code = (1 << code_bits(layout)) - 1;
