@@ -59,7 +59,8 @@ PHIQUANT_INLINE vf scan_bits(const PhiSearch& search, const Group& group,
   const vi turned = vi{} - (candidate & 1);
   for (int at = 0; at < search.layout.group_size; at += kLanes) {
     const vi below = load<vi>(group.weight + at) >> 31 ^ turned;
-    const vf whole = load<vf>(number + at) - splat(kMagic);
+    // A position near 0 may be estimated below it.
+    const vf whole = maximum(load<vf>(number + at) - splat(kMagic), vf{});
     bits += bit_length(phi_subcells<stored>(steps, whole, below, vi{}, scale).spare);
   }
   return to_float(bits);
