@@ -3,6 +3,7 @@
 
 #include "binding/cuda_decode.h"
 #include "binding/cuda_encode.h"
+#include "binding/cuda_grouped.h"
 #include "binding/cuda_linear.h"
 
 STABLE_TORCH_LIBRARY_IMPL(phiquant, CUDA, m) {
@@ -11,5 +12,6 @@ STABLE_TORCH_LIBRARY_IMPL(phiquant, CUDA, m) {
   m.impl("linear", TORCH_BOX(&phiquant::cuda::linear));
   m.impl("linear_int8", TORCH_BOX(&phiquant::cuda::linear));
   m.impl("_linear", TORCH_BOX(&phiquant::cuda::packed_linear));
+  m.impl("_grouped_few", TORCH_BOX(&phiquant::cuda::grouped_few));
   m.impl("embedding", TORCH_BOX(&phiquant::cuda::embedding));
 }
