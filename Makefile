@@ -102,8 +102,10 @@ bench-cpu: $(VENV)/.peers ## bandwidth, products and decoding on this CPU beside
 cuda: develop ## the kernels for NVIDIA GPUs alone (PHIQUANT_CUDA_ARCHS=90 for one architecture)
 	PHIQUANT_BUILD_CUDA=1 PHIQUANT_BUILD_CPU=0 $(BIN)/python setup.py -q build_ext --inplace
 
-bench-cuda: develop ## products and decoding on this GPU beside torch and bitsandbytes
+bench-cuda: develop ## products, decoding, encoding and whole models on this GPU beside torch and others
 	PYTHONPATH=. $(BIN)/python -m benchmarks.cuda_kernels --json $(BENCH_JSON)/cuda.json
+	PYTHONPATH=. $(BIN)/python -m benchmarks.cuda_encode --json $(BENCH_JSON)/cuda_encode.json
+	PYTHONPATH=. $(BIN)/python -m benchmarks.cuda_decode --json $(BENCH_JSON)/cuda_decode.json
 
 bench-exact: develop ## sizes of the lossless tier next to zstd and zipnn, checked bit for bit
 	$(PIP) $(PIP_FLAGS) zstandard zipnn

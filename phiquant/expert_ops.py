@@ -1,7 +1,9 @@
 """Ops on many matrices at once, the experts of a mixture: products by groups, and a selection.
 
 Planes are those of a weight ``[experts, rows, columns]``. Each expert that is asked for is read by
-the ops of one matrix; the others are not touched.
+the ops of one matrix; the others are not touched. On a GPU the host does not know which these are,
+and asking would wait for the device: few rows take a kernel that finds out, many are multiplied by
+torch with all experts decoded.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ for _name in ("grouped_linear", "grouped_linear_backward"):
     _library.define(
         f"{_name}(Tensor x, {PLANES}, Tensor ends, int columns, {BITS}) -> Tensor", tags=TAGS
     )
+# Of the compiled library for GPUs alone: `grouped_linear` with lossy planes and few rows.
+_library.define(f"_grouped_few(Tensor x, {PLANES}, Tensor ends, int columns, {BITS}) -> Tensor")
 _library.define(
     f"gather(Tensor indices, {PLANES}, int columns, {BITS}, ScalarType dtype) -> Tensor", tags=TAGS
 )
@@ -39,6 +43,41 @@ def _grouped_linear(x: Tensor, *arguments: Any) -> Tensor:
     for one, start, stop in _groups(planes, ends, layout[0], x.shape[0]):
         result[start:stop] = torch.ops.phiquant.linear(x[start:stop], *one, None, *layout)
     return result
+
+
+# Up to so many rows an expert, had each as many, its weight is decoded for every 8 of them.
+_FEW = 16
+_MOST_EXPERTS = 65535
+
+
+def _grouped_linear_cuda(x: Tensor, *arguments: Any) -> Tensor:
+    """The same without waiting for the device, except for exact weights and few rows.
+
+    ``ends`` are taken as they are: numbers that are out of range or do not ascend give rows
+    of no meaning, and nothing is read or written outside.
+    """
+    planes, ends, layout = _split(arguments)
+    _check(x, planes, ends, layout[0])
+    experts, tokens = planes.scale.shape[0], x.shape[0]
+    lossy = planes.remainder is None and planes.exceptions is None
+    joined = _is_grouped_by_torch(x, planes, layout[0])
+    if lossy and x.dtype != torch.float64 and experts <= _MOST_EXPERTS:
+        if tokens <= _FEW * experts or not joined:
+            few: Tensor = torch.ops.phiquant._grouped_few(x, *arguments)
+            return few
+    elif tokens < experts or not joined:
+        return _grouped_linear(x, *arguments)
+    weight = torch.ops.phiquant.decode(*planes, *layout, x.dtype)
+    product = torch._grouped_mm(x.contiguous(), weight.transpose(-2, -1), ends.to(torch.int32))
+    is_someones = torch.arange(tokens, device=x.device) < ends[-1]
+    return torch.where(is_someones.unsqueeze(-1), product, 0)
+
+
+def _is_grouped_by_torch(x: Tensor, planes: Planes, columns: int) -> bool:
+    """Whether torch multiplies such groups on this GPU: bf16, rows of whole 16 bytes."""
+    wide = columns % 8 == 0 and planes.scale.shape[-2] % 8 == 0
+    capable = torch.cuda.get_device_capability(x.device) >= (9, 0)
+    return x.dtype == torch.bfloat16 and wide and capable and x.shape[0] > 0
 
 
 def _grouped_linear_backward(x: Tensor, *arguments: Any) -> Tensor:
@@ -162,6 +201,10 @@ for _name, _kernel, _fake in (
 ):
     _library.impl(_name, _kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(f"phiquant::{_name}", _fake, lib=_library)
+_library.impl("_grouped_few", _grouped_linear, "CompositeExplicitAutograd")
+torch.library.register_fake("phiquant::_grouped_few", _fake_grouped_linear, lib=_library)
+if ops.compiled_cuda:
+    _library.impl("grouped_linear", _grouped_linear_cuda, "CUDA")
 for _name, _derivative in (
     ("grouped_linear", torch.ops.phiquant.grouped_linear_backward),
     ("grouped_linear_backward", torch.ops.phiquant.grouped_linear),

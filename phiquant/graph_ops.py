@@ -17,7 +17,7 @@ from phiquant import ops
 from phiquant.grid import GRIDS
 from phiquant.ops import PLANES, TAGS
 
-# Bits of each field of the number, from its lowest on: as in csrc/binding/cpu_packed.h
+# Bits of each field of the number, from its lowest on: as in csrc/binding/packed.h
 _WIDTHS = (4, 4, 8, 1, 8, 2, 1)
 _LEAST_EXPONENT = -112
 _STORED = (None, torch.bfloat16, torch.float16, torch.float32)

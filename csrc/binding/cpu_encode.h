@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "cpu_tasks.h"
+#include "encode_arguments.h"
 
 namespace phiquant::cpu {
 
@@ -42,30 +43,6 @@ inline std::vector<float> group_importance(const Layout& layout, const OptionalT
     normalise_importance(&values[start], layout.group_size);
   }
   return values;
-}
-
-inline Fit fit_of(const std::string& fit, bool exact) {
-  if (fit == "joint") return Fit::kJoint;
-  if (fit == "index") return Fit::kIndex;
-  if (fit == "deviation") return Fit::kDeviation;
-  if (fit != "exact") {
-    fail("fit must be one of ('joint', 'index', 'deviation', 'exact'), got '" + fit + "'");
-  }
-  if (!exact) fail("fit='exact' minimises the remainder, which needs exact=True");
-  return Fit::kJoint;
-}
-
-// The price of a remainder bit in 32nds, as PRICES of the reference.
-inline int32_t price_of(const std::string& fit) { return fit == "exact" ? 8 : 1; }
-
-inline void check_stored(const Tensor& weight, const Layout& layout, const OptionalDtype& stored) {
-  if (stored.has_value() && layout.deviation_bits == 0) {
-    fail("deviation_bits must be 2, 4 or 8 for an exact weight, got 0");
-  }
-  if (stored.has_value() && weight.scalar_type() != *stored) {
-    fail("weight: expected " + dtype_text(*stored) + ", as stored, got " +
-         dtype_text(weight.scalar_type()));
-  }
 }
 
 inline std::tuple<Tensor, Tensor, Tensor, Tensor> encode(Tensor weight, OptionalTensor importance,
@@ -112,8 +89,7 @@ inline std::tuple<Tensor, Tensor, Tensor, Tensor> encode(Tensor weight, Optional
   const Status status =
       over_rows(product(leading), layout.columns * 16, 1,
                 [&](int64_t begin, int64_t end) { return set.encode(task, begin, end); });
-  if (status == Status::kNotFinite)
-    fail("weight: holds a NaN or an infinity, expected finite values");
+  if (status == Status::kNotFinite) fail_not_finite();
   return {index, deviation, low, scale};
 }
 

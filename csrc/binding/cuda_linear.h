@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda_tasks.h"
+#include "packed.h"
 
 namespace phiquant::cuda {
 
@@ -88,6 +89,20 @@ inline Tensor linear(Tensor x, Tensor index, OptionalTensor deviation, OptionalT
                           remainder, offsets,   starts,        exceptions};
   const Target target(scale);
   return linear_of(layout, check_planes(given, layout, stored_dtype), x, bias, target);
+}
+
+// Of a compiled graph: the layout in one number. Rows of x are taken as they are, int8 or not.
+inline Tensor packed_linear(const Tensor& x, const Tensor& index, const OptionalTensor& deviation,
+                            const OptionalTensor& deviation_low, const Tensor& scale,
+                            const OptionalTensor& remainder, const OptionalTensor& offsets,
+                            const OptionalTensor& starts, const OptionalTensor& exceptions,
+                            const OptionalTensor& bias, int64_t columns, int64_t layout) {
+  const Packed packed = unpacked(columns, layout);
+  const GivenPlanes given{index,     deviation, deviation_low, scale,
+                          remainder, offsets,   starts,        exceptions};
+  const Target target(scale);
+  return linear_of(packed.layout, check_planes(given, packed.layout, packed.stored), x, bias,
+                   target);
 }
 
 }  // namespace phiquant::cuda

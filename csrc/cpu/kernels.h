@@ -4,12 +4,12 @@
 
 #include <cstdint>
 
+#include "phiquant/fit.h"
 #include "phiquant/layout.h"
 
 namespace phiquant::cpu {
 
 enum class Dtype : int32_t { kFloat32, kBFloat16, kFloat16 };
-enum class Fit : int32_t { kJoint, kIndex, kDeviation };
 
 PHIQUANT_INLINE int64_t size_of(Dtype dtype) { return dtype == Dtype::kFloat32 ? 4 : 2; }
 

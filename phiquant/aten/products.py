@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._guards import TracingContext
 from torch.nn import functional
 
 from phiquant import graph_ops
@@ -26,7 +27,7 @@ def _linear(x: Tensor, weight: PhiTensor, bias: Tensor | None = None) -> Tensor:
         matrix = weight.t() if weight.transposed else weight
         return decode_and_run(functional.linear, (x, matrix, bias), {})
     x, bias = autocast(x, bias)
-    if torch.compiler.is_compiling():
+    if _is_compiling():
         return _linear_of_a_graph(x, weight, bias)
     op = _linear_op if weight.activation is None else _int8_op
     try:
@@ -38,6 +39,11 @@ def _linear(x: Tensor, weight: PhiTensor, bias: Tensor | None = None) -> Tensor:
             return op(x, *weight.planes, bias, *weight.op_arguments)
     except ValueError as error:
         raise weight.blame(error) from error
+
+
+def _is_compiling() -> bool:
+    """Before torch 2.13 its own flag is not set where a graph is traced through a subclass."""
+    return torch.compiler.is_compiling() or TracingContext.try_get() is not None
 
 
 def _linear_of_a_graph(x: Tensor, weight: PhiTensor, bias: Tensor | None) -> Tensor:
