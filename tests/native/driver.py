@@ -20,7 +20,12 @@ from phiquant.grid import GRIDS
 
 ROOT = Path(__file__).parents[2]
 FLAGS = ["-std=c++20", "-O1", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror"]
-SHARED = ["tests/native/run_kernels.cpp", "csrc/cpu/tables.cpp", "csrc/cpu/scan_tables.cpp"]
+SHARED = [
+    "tests/native/run_kernels.cpp",
+    "csrc/cpu/tables.cpp",
+    "csrc/cpu/scan_tables.cpp",
+    "csrc/cpu/scan_halves.cpp",
+]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # as enum Dtype
 FITS = ("joint", "index", "deviation")  # as enum Fit
 PRICES = {"joint": 1, "index": 1, "deviation": 1, "exact": 8}
