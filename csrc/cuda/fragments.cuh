@@ -31,11 +31,11 @@ struct Octet {
 __device__ __forceinline__ Octet load_octet(const uint16_t* from, int64_t count) {
   uint4 plain{};
   if (count >= 8 && (reinterpret_cast<uintptr_t>(from) & 15) == 0) {
-    plain = __ldg(reinterpret_cast<const uint4*>(from));
+    plain = __ldcg(reinterpret_cast<const uint4*>(from));
   } else {
     auto* const words = reinterpret_cast<uint16_t*>(&plain);
 #pragma unroll
-    for (int i = 0; i < 8; i++) words[i] = i < count ? from[i] : uint16_t{0};
+    for (int i = 0; i < 8; i++) words[i] = i < count ? __ldcg(from + i) : uint16_t{0};
   }
   return {__byte_perm(plain.x, plain.z, 0x5410), __byte_perm(plain.x, plain.z, 0x7632),
           __byte_perm(plain.y, plain.w, 0x5410), __byte_perm(plain.y, plain.w, 0x7632)};
@@ -58,32 +58,64 @@ __device__ __forceinline__ void to_halves(float there, Octet* octet) {
   }
 }
 
-// x[m, columns] of 16-bit floats to `fragments`, `rows` of them (zeros from m on), and what each
-// group of a row is to be multiplied with again to `back`. By all threads of whole warps; `groups`
-// is a multiple of 8.
+// Rows of x on their way to `fragments`, `rows` of them (zeros from m on), and what each group of a
+// row is to be multiplied with again to `back`. `groups` is a multiple of 8.
 template <bool brain, int rows>
-__device__ __forceinline__ void fill_fragments(const uint16_t* x, int64_t m, int64_t columns,
-                                               int groups, uint4* fragments, float* back) {
-  for (int item = static_cast<int>(threadIdx.x); item < groups * rows * 4;
-       item += static_cast<int>(blockDim.x)) {
+struct Preparation {
+  const uint16_t* x;  // [m, columns]
+  int64_t m, columns;
+  int groups;
+  uint4* fragments;
+  float* back;
+
+  // 16 columns of a row.
+  struct Piece {
+    Octet low, high;
+  };
+
+  __device__ __forceinline__ int pieces() const { return groups * rows * 4; }
+
+  __device__ __forceinline__ Piece load(int item) const {
     const int part = item & 3, row = item / 4 % rows, group = item / (4 * rows);
     const int64_t column = int64_t{group} * kGroup + part * kPart;
     const int64_t count = row < m ? columns - column : 0;
     const uint16_t* from = x + row * columns + column;
-    Octet low = load_octet(from, count), high = load_octet(from + 8, count - 8);
+    return {load_octet(from, count), load_octet(from + 8, count - 8)};
+  }
+
+  // By whole warps.
+  __device__ __forceinline__ void store(int item, Piece piece) const {
+    const int part = item & 3, row = item / 4 % rows, group = item / (4 * rows);
     if constexpr (brain) {
-      uint32_t largest = max(largest_of(low), largest_of(high));
+      uint32_t largest = max(largest_of(piece.low), largest_of(piece.high));
       largest = max(largest, __shfl_xor_sync(~0u, largest, 1));
       largest = max(largest, __shfl_xor_sync(~0u, largest, 2));
       const Shift shift = shift_of(largest);
-      to_halves(shift.there, &low);
-      to_halves(shift.there, &high);
+      to_halves(shift.there, &piece.low);
+      to_halves(shift.there, &piece.high);
       if (part == 0) back[group * rows + row] = shift.back;
     }
     uint4* to = fragments + group * 2 * rows * 4 + row * 4 + part;
-    to[0] = *reinterpret_cast<const uint4*>(&low);
-    to[rows * 4] = *reinterpret_cast<const uint4*>(&high);
+    to[0] = *reinterpret_cast<const uint4*>(&piece.low);
+    to[rows * 4] = *reinterpret_cast<const uint4*>(&piece.high);
   }
-}
+
+  // All of a block's threads; the first pieces are asked for before `meanwhile` asks for more.
+  template <class Other>
+  __device__ __forceinline__ void run(const Other& meanwhile) const {
+    constexpr int kFirst = rows > 2 ? 4 : 2;  // of a thread
+    const int step = static_cast<int>(blockDim.x);
+    int item = static_cast<int>(threadIdx.x);
+    Piece first[kFirst];
+#pragma unroll
+    for (int i = 0; i < kFirst; i++)
+      if (item + i * step < pieces()) first[i] = load(item + i * step);
+    meanwhile();
+#pragma unroll
+    for (int i = 0; i < kFirst; i++, item += step)
+      if (item < pieces()) store(item, first[i]);
+    for (; item < pieces(); item += step) store(item, load(item));
+  }
+};
 
 }  // namespace phiquant::cuda

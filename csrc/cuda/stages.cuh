@@ -1,0 +1,73 @@
+// How a product is cut: a tile is 16 rows of the weight, a stage 4 groups of their columns. Blocks
+// take tiles in turn; the warps of a block each take as many stages of its tiles, one after the
+// other, and never wait for each other before the block's sums are added up.
+#pragma once
+
+#include "kernels.h"
+
+namespace phiquant::cuda {
+
+inline constexpr int kTile = 16;
+inline constexpr int kStageGroups = 4;
+inline constexpr int kChunk = 8;  // groups whose scale words a lane loads together
+
+struct Cut {
+  int64_t out_features;
+  int groups;  // of a row
+  int tiles;   // of this block
+  int stages;  // of a tile
+  int share, more;  // stages of a warp, but of the first `more` warps, which have one more
+
+  __device__ __forceinline__ Cut(const ProductTask& task, int groups_of_row, int warps)
+      : out_features(task.out_features),
+        groups(groups_of_row),
+        stages((groups_of_row + kStageGroups - 1) / kStageGroups) {
+    const auto all = static_cast<int>((out_features + kTile - 1) / kTile);
+    const auto blocks = static_cast<int>(gridDim.x);
+    tiles = (all - static_cast<int>(blockIdx.x) + blocks - 1) / blocks;
+    share = tiles * stages / warps;
+    more = tiles * stages % warps;
+  }
+
+  __device__ __forceinline__ int begin(int warp) const { return warp * share + min(warp, more); }
+  __device__ __forceinline__ int warp_of(int stage) const {
+    const int first = more * (share + 1);
+    return stage < first ? stage / (share + 1) : more + (stage - first) / share;
+  }
+  __device__ __forceinline__ int64_t first_row(int tile) const {
+    return (blockIdx.x + int64_t{static_cast<unsigned>(tile)} * gridDim.x) * kTile;
+  }
+  __device__ __forceinline__ int rows_of(int tile) const {
+    const int64_t left = out_features - first_row(tile);
+    return left < kTile ? static_cast<int>(left) : kTile;
+  }
+};
+
+// A stage of a tile, and how many a warp has left from it on.
+struct Place {
+  int tile, stage, left;
+
+  __device__ __forceinline__ Place(const Cut& cut, int warp)
+      : tile(cut.begin(warp) / cut.stages),
+        stage(cut.begin(warp) % cut.stages),
+        left(cut.begin(warp + 1) - cut.begin(warp)) {}
+
+  // By as many stages as are left in this tile at most: whether a tile begins.
+  __device__ __forceinline__ bool advance(const Cut& cut, int by = 1) {
+    left -= by;
+    stage += by;
+    if (stage < cut.stages) return false;
+    stage = 0;
+    tile++;
+    return true;
+  }
+};
+
+// Asked for once: the compiler would rather ask again in every stage.
+__device__ __forceinline__ int lane_of_thread() {
+  int lane;
+  asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
+  return lane;
+}
+
+}  // namespace phiquant::cuda
