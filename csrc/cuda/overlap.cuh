@@ -1,7 +1,7 @@
 // Kernels that begin while the one before them on their stream ends (compute capability 9.0 on; on
-// older devices they begin after it, as always). Until `wait_for_earlier_kernels` a kernel must read
-// nothing that a kernel could have written, but it may fetch it into the L2 cache, which is never
-// stale. What it reads afterwards must bypass the L1 cache, which may be.
+// older devices they begin after it, as always). Until `wait_for_earlier_kernels` a kernel must
+// read nothing that a kernel could have written, but it may fetch it into the L2 cache, which is
+// never stale. What it reads afterwards must bypass the L1 cache, which may be.
 #pragma once
 
 #include <cuda_runtime_api.h>

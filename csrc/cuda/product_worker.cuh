@@ -163,8 +163,8 @@ struct Worker {
     begin_sums();
   }
 
-  // The next stage of the ring, whose groups begin at `group`: an even stage, or an odd one. Column n
-  // of a product is row n % rows of x, in the group n / rows of the ones spread.
+  // The next stage of the ring, whose groups begin at `group`: an even stage, or an odd one. Column
+  // n of a product is row n % rows of x, in the group n / rows of the ones spread.
   template <bool odd>
   __device__ __forceinline__ void multiply_stage(Ring<deviation, depth>* ring, int group) {
     const uint4* const stage = mine + group * kGroupStep;
@@ -175,12 +175,10 @@ struct Worker {
       ring->read(i, codes);
       const bool spread = (odd * kStageGroups + i) % kSpread == (lane >> 2) / rows;
       const uint4* const x = spread ? stage + i * kGroupStep : zeros;
-      multiply_octet<deviation>(codes[0].index.x, codes[0].high.x, codes[0].low.x,
-                                codes[1].index.x, codes[1].high.x, codes[1].low.x, x[0], &linear,
-                                &cubic);
-      multiply_octet<deviation>(codes[0].index.y, codes[0].high.y, codes[0].low.y,
-                                codes[1].index.y, codes[1].high.y, codes[1].low.y, x[rows * 4],
-                                &linear, &cubic);
+      multiply_octet<deviation>(codes[0].index.x, codes[0].high.x, codes[0].low.x, codes[1].index.x,
+                                codes[1].high.x, codes[1].low.x, x[0], &linear, &cubic);
+      multiply_octet<deviation>(codes[0].index.y, codes[0].high.y, codes[0].low.y, codes[1].index.y,
+                                codes[1].high.y, codes[1].low.y, x[rows * 4], &linear, &cubic);
       if (rows > 1 && i % kSpread == kSpread - 1) apply(group + i - kSpread + 1);
     }
     ring->refill();

@@ -9,7 +9,6 @@
 
 namespace phiquant::cuda {
 
-
 __device__ __forceinline__ uint32_t shared_address(const void* shared) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
 }
@@ -44,9 +43,7 @@ struct PlaneStage {
     return place(lane >> 2, 0) + (lane & 3) * (group_bytes / 4);
   }
   static __device__ __forceinline__ int row(int lane) { return lane / kLanes; }
-  static __device__ __forceinline__ int group(int lane) {
-    return lane % kLanes * 16 / group_bytes;
-  }
+  static __device__ __forceinline__ int group(int lane) { return lane % kLanes * 16 / group_bytes; }
   static __device__ __forceinline__ int write_place(int lane) {
     return place(row(lane), group(lane)) + lane * 16 % group_bytes;
   }
@@ -100,8 +97,9 @@ struct Ring {
   using High = PlaneStage<kHighGroup>;
   static constexpr int kHigh = Index::kBytes;  // where a stage has its planes
   static constexpr int kLow = kHigh + High::kBytes;
-  static constexpr int kStage =
-      deviation == 0 ? kHigh : deviation == 8 ? kLow + Index::kBytes : kLow;
+  static constexpr int kStage = deviation == 0   ? kHigh
+                                : deviation == 8 ? kLow + Index::kBytes
+                                                 : kLow;
   static constexpr int kBytes = depth * kStage;
 
   const Cut& cut;

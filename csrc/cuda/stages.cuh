@@ -13,9 +13,9 @@ inline constexpr int kChunk = 8;  // groups whose scale words a lane loads toget
 
 struct Cut {
   int64_t out_features;
-  int groups;  // of a row
-  int tiles;   // of this block
-  int stages;  // of a tile
+  int groups;       // of a row
+  int tiles;        // of this block
+  int stages;       // of a tile
   int share, more;  // stages of a warp, but of the first `more` warps, which have one more
 
   __device__ __forceinline__ Cut(const ProductTask& task, int groups_of_row, int warps)

@@ -177,6 +177,49 @@ def test_the_same_bits_every_time(deviation: int, dtype: torch.dtype) -> None:
         assert all(same(linear(x, planes, None, layout), first) for _ in range(3))
 
 
+@DEVIATIONS
+@pytest.mark.parametrize(
+    ("rows", "columns", "m"),
+    [(5000, 520, 1), (2200, 1000, 2), (4111, 64, 8), (70000, 64, 8), (33, 14336, 4)],
+    ids=lambda size: str(size),
+)
+def test_more_tiles_than_blocks_and_uneven_shares(
+    deviation: int, rows: int, columns: int, m: int
+) -> None:
+    layout = Layout(columns, 4, deviation, exponent=0)
+    planes = on_gpu(typical_planes(layout, rows))
+    of = phi.decode(*planes, columns, *settings(layout), torch.float32)
+    x = torch.randn(m, columns, device="cuda", dtype=torch.bfloat16)
+    x[:, ::3] = 0
+    assert error(x, of, linear(x, planes, None, layout)) <= 2.0**-8
+
+
+@pytest.mark.parametrize("m", [1, 4])
+def test_each_product_waits_for_what_it_multiplies(m: int) -> None:
+    """Kernels begin before the one ahead of them has ended; its result is not read before."""
+    layout = Layout(1024, exponent=0)
+    many = [on_gpu(typical_planes(layout, 1024)) for _ in range(6)]
+    x = torch.randn(m, 1024, device="cuda", dtype=torch.bfloat16)
+
+    def through(wait: bool) -> Tensor:
+        y = x
+        for planes in many:
+            y = linear(y, planes, None, layout)
+            if wait:
+                torch.cuda.synchronize()
+        return y
+
+    expected = through(wait=True)
+    assert bool((expected != 0).any())
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = through(wait=False)
+    for _ in range(5):
+        graph.replay()
+        assert same(y, expected)
+        assert same(through(wait=False), expected)
+
+
 def test_rows_too_long_to_be_kept_together() -> None:
     layout = Layout(64 * 300, exponent=0)
     planes = typical_planes(layout, 20)
