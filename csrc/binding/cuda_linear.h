@@ -32,6 +32,24 @@ inline Tensor decoded_linear(const Layout& layout, const CheckedPlanes& planes, 
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
+// The products that take codes; none if decoding is the faster way. `task` lacks its `out`.
+inline std::optional<Tensor> product_of_codes(ProductTask task, bool exact, const Shape& shape,
+                                              ScalarType dtype, const Target& target) {
+  const bool at_once = exact ? multiplies_exact(task) : multiplies(task);
+  const bool few = !at_once && !exact && multiplies_few(task);
+  if (!at_once && !few) return std::nullopt;
+  Tensor out = new_tensor(shape, dtype, target);
+  task.out = out.mutable_data_ptr();
+  if (few) {
+    Tensor workspace = new_tensor({few_workspace(task)}, ScalarType::Byte, target);
+    multiply_few(task, workspace.mutable_data_ptr(), target.stream());
+  } else {
+    exact ? multiply_exact(task, target.stream()) : multiply(task, target.stream());
+  }
+  check_launch();
+  return out;
+}
+
 // m rows of x, which is contiguous; m and out_features are at least 1.
 inline Tensor linear_of_rows(const Layout& layout, const CheckedPlanes& planes, const Tensor& x,
                              const OptionalTensor& bias, const Shape& leading, int64_t m,
@@ -39,23 +57,18 @@ inline Tensor linear_of_rows(const Layout& layout, const CheckedPlanes& planes, 
   const ScalarType dtype = x.scalar_type();
   if (is_half(dtype) && exceptions_of(planes).count == 0) {
     const OptionalTensor shift = bias.has_value() ? OptionalTensor(dense(*bias)) : std::nullopt;
-    ProductTask task{layout,
-                     pointers(planes),
-                     remainder_of(layout, planes),
-                     x.const_data_ptr(),
-                     data<uint8_t>(shift),
-                     nullptr,
-                     dtype_of("x", dtype),
-                     m,
-                     planes.rows};
+    const ProductTask task{layout,
+                           pointers(planes),
+                           remainder_of(layout, planes),
+                           x.const_data_ptr(),
+                           data<uint8_t>(shift),
+                           nullptr,
+                           dtype_of("x", dtype),
+                           m,
+                           planes.rows};
     const bool exact = planes.stored.has_value();
-    if (exact ? multiplies_exact(task) : multiplies(task)) {
-      Tensor out = new_tensor(with_last(leading, planes.rows), dtype, target);
-      task.out = out.mutable_data_ptr();
-      exact ? multiply_exact(task, target.stream()) : multiply(task, target.stream());
-      check_launch();
-      return out;
-    }
+    auto out = product_of_codes(task, exact, with_last(leading, planes.rows), dtype, target);
+    if (out.has_value()) return *out;
   }
   return decoded_linear(layout, planes, x, bias, target);
 }

@@ -72,6 +72,12 @@ void decode(const DecodeTask& task, cudaStream_t stream);
 bool multiplies(const ProductTask& task);
 void multiply(const ProductTask& task, cudaStream_t stream);
 
+// The same for more rows of x; `workspace`: few_workspace(task) bytes of the device, aligned to 256,
+// until the product is done.
+bool multiplies_few(const ProductTask& task);
+int64_t few_workspace(const ProductTask& task);
+void multiply_few(const ProductTask& task, void* workspace, cudaStream_t stream);
+
 // The same for an exact weight.
 bool multiplies_exact(const ProductTask& task);
 void multiply_exact(const ProductTask& task, cudaStream_t stream);
