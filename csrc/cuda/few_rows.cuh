@@ -21,6 +21,7 @@ struct FewPlan {
   ProductTask task;
   int groups, stages, tiles, blocks;
   int share, longer;  // units of a block, and how many blocks take one more
+  bool paired;        // scale words can be read four at a time
   // The workspace: x as the tensor cores take it, by groups; what each row of x is to be multiplied
   // with again; two tiles' sums for each block; how many have left theirs, of 16 rows of a tile.
   uint4* x;

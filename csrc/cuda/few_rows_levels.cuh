@@ -54,13 +54,12 @@ struct FittedBends {
 inline constexpr FittedBends kFitted{};
 
 // From the code itself: nothing waits for memory.
+template <int i = 0>
 __device__ __forceinline__ FittedBend fitted_bend_of(int bend) {
-  FittedBend found{};
-#pragma unroll
-  for (int i = 0; i < kBendCount; i++) {
-    constexpr FittedBends all = kFitted;
-    if (bend == i) found = all.of[i];
+  if constexpr (i + 1 < kBendCount) {
+    if (bend != i) return fitted_bend_of<i + 1>(bend);
   }
+  constexpr FittedBend found = kFitted.of[i];
   return found;
 }
 

@@ -28,11 +28,6 @@ struct Barrier {
                  "r"(bytes)
                  : "memory");
   }
-  // An arrival once all that this thread has begun to copy by copy_four is there.
-  __device__ __forceinline__ void arrive_after_copies() {
-    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(address())
-                 : "memory");
-  }
   // Until the phase of this parity has ended.
   __device__ __forceinline__ void wait(uint32_t parity) const {
     asm volatile(
@@ -66,10 +61,38 @@ __device__ __forceinline__ void copy_bytes(const void* from, int bytes, void* to
       : "memory");
 }
 
-// 4 bytes, aligned to 4, by the thread itself.
-__device__ __forceinline__ void copy_four(const void* from, void* to) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(to)), "l"(from)
+// 8 bytes, aligned to 8, by the thread itself; for itself once it has waited.
+__device__ __forceinline__ void copy_eight(const void* from, uint32_t to) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(to), "l"(from) : "memory");
+}
+__device__ __forceinline__ void wait_for_copies() {
+  asm volatile("cp.async.wait_all;" ::: "memory");
+}
+
+__device__ __forceinline__ uint2 pair_at(uint32_t address) {
+  uint2 words;
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];"
+               : "=r"(words.x), "=r"(words.y)
+               : "r"(address)
                : "memory");
+  return words;
+}
+__device__ __forceinline__ uint32_t word_at(uint32_t address) {
+  uint32_t word;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(address));
+  return word;
+}
+__device__ __forceinline__ void put_pair(uint32_t address, uint2 words) {
+  asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(address), "r"(words.x), "r"(words.y)
+               : "memory");
+}
+template <int at>
+__device__ __forceinline__ uint4 quad_at(uint32_t address) {
+  uint4 words;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4 + %5];"
+               : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
+               : "r"(address), "n"(at));
+  return words;
 }
 
 // Which stage of how many is next, and the parity of its barriers.

@@ -13,13 +13,12 @@ struct FewShape {
   static constexpr int kWarps = kTileRows / (16 * kTall);  // that multiply; one more fills the ring
   static constexpr int kThreads = (kWarps + 1) * 32;
 
-  // A stage of the ring: planes, x, scale words.
+  // A stage of the ring: planes, x.
   static constexpr int kIndexBytes = kTileRows * kUnitGroups * 32;
   static constexpr int kHighRow = kUnitGroups * 8 * deviation;
   static constexpr int kHighBytes = kTileRows * kHighRow;
   static constexpr int kXBytes = kUnitGroups * eights * kFragment;
-  static constexpr int kScaleBytes = kTileRows * kUnitGroups * 2;
-  static constexpr int kStageBytes = kIndexBytes + kHighBytes + kXBytes + kScaleBytes;
+  static constexpr int kStageBytes = kIndexBytes + kHighBytes + kXBytes;
 
   // A block has a multiprocessor for itself, but for some KB to let few_rows_x run beside it.
   static constexpr int kMostBytes = 218 * 1024;

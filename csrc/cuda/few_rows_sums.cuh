@@ -21,9 +21,23 @@ __device__ __forceinline__ void add(float4* sum, const float4& more) {
   sum->w += more.w;
 }
 
-// `row`: of the weight.
+// What a lane's rows of x are to be multiplied with again.
 template <int eights>
+struct Backs {
+  float of[eights][2];
+
+  __device__ __forceinline__ explicit Backs(const FewPlan& plan) {
+#pragma unroll
+    for (int i = 0; i < eights * 2; i++) {
+      of[i / 2][i % 2] = __ldcg(plan.back + i / 2 * 8 + 2 * (threadIdx.x & 3) + i % 2);
+    }
+  }
+};
+
+// `row`: of the weight.
+template <class T, int eights>
 __device__ __forceinline__ void store_few(const FewPlan& plan, int64_t row,
+                                          const Backs<eights>& backs,
                                           const TileSums<eights>& sums) {
 #pragma unroll
   for (int i = 0; i < eights * 4; i++) {
@@ -32,12 +46,17 @@ __device__ __forceinline__ void store_few(const FewPlan& plan, int64_t row,
     if (m >= plan.task.m || at >= plan.task.out_features) continue;
     const float4& four = sums.of[i / 4];
     const float sum = i % 4 == 0 ? four.x : i % 4 == 1 ? four.y : i % 4 == 2 ? four.z : four.w;
-    const float all = sum * __ldcg(plan.back + m);
-    if (plan.task.dtype == Dtype::kBFloat16) {
-      store_sum<__nv_bfloat16>(plan.task, m, at, all);
-    } else {
-      store_sum<__half>(plan.task, m, at, all);
-    }
+    store_sum<T>(plan.task, m, at, sum * backs.of[i / 4][i % 2]);
+  }
+}
+template <int eights>
+__device__ __forceinline__ void store_few(const FewPlan& plan, int64_t row,
+                                          const Backs<eights>& backs,
+                                          const TileSums<eights>& sums) {
+  if (plan.task.dtype == Dtype::kBFloat16) {
+    store_few<__nv_bfloat16>(plan, row, backs, sums);
+  } else {
+    store_few<__half>(plan, row, backs, sums);
   }
 }
 
@@ -50,31 +69,75 @@ __device__ __forceinline__ float4* left_sums(const FewPlan& plan, int block, int
          (threadIdx.x & 31);
 }
 
-// By a warp: sums of the units [first, last) along a tile, of its 16 rows number `part`.
+// 16 rows of a tile, as a warp has them.
+struct Part {
+  int tile, number;
+  int64_t row;   // of the weight, of this lane
+  int from, to;  // the blocks that share the tile
+
+  __device__ __forceinline__ Part(const FewPlan& plan, int tile, int number, int row)
+      : tile(tile),
+        number(number),
+        row(int64_t{tile} * kTileRows + row),
+        from(block_of(plan, tile * plan.stages)),
+        to(block_of(plan, (tile + 1) * plan.stages - 1)) {}
+
+  __device__ __forceinline__ unsigned* arrived(const FewPlan& plan) const {
+    return plan.arrived + tile * kCounters + number;
+  }
+};
+
+// Adds up what the part's blocks left, in order; this block's sums are `mine` if not left.
 template <int eights>
-__device__ __forceinline__ void finish(const FewPlan& plan, int tile, int first, int last, int part,
-                                       int row, const TileSums<eights>& sums) {
-  const int64_t at = int64_t{tile} * kTileRows + row;
-  if (first == 0 && last == plan.stages) return store_few(plan, at, sums);
-  float4* const mine = left_sums<eights>(plan, static_cast<int>(blockIdx.x), tile, part);
+__device__ __forceinline__ void add_left_sums(const FewPlan& plan, const Part& part,
+                                              const TileSums<eights>* mine) {
+  const Backs<eights> backs(plan);
+  TileSums<eights> all{};
+  for (int block = part.from; block <= part.to; block++) {
+    const bool here = mine != nullptr && block == static_cast<int>(blockIdx.x);
+    const float4* const left = left_sums<eights>(plan, block, part.tile, part.number);
+#pragma unroll
+    for (int i = 0; i < eights; i++) add(&all.of[i], here ? mine->of[i] : __ldcg(left + i * 32));
+  }
+  store_few(plan, part.row, backs, all);
+}
+
+template <int eights>
+__device__ __forceinline__ void leave(const FewPlan& plan, const Part& part,
+                                      const TileSums<eights>& sums) {
+  float4* const mine =
+      left_sums<eights>(plan, static_cast<int>(blockIdx.x), part.tile, part.number);
 #pragma unroll
   for (int i = 0; i < eights; i++) __stcg(mine + i * 32, sums.of[i]);
-  const int from = block_of(plan, tile * plan.stages);
-  const int to = block_of(plan, (tile + 1) * plan.stages - 1);
+}
+
+// After leave: whoever comes last adds up.
+template <int eights>
+__device__ __forceinline__ void arrive(const FewPlan& plan, const Part& part) {
   __threadfence();
   __syncwarp();
-  unsigned before = 0;
-  if ((threadIdx.x & 31) == 0) before = atomicAdd(plan.arrived + tile * kCounters + part, 1);
+  int before = 0;
+  if ((threadIdx.x & 31) == 0) before = static_cast<int>(atomicAdd(part.arrived(plan), 1));
   before = __shfl_sync(~0u, before, 0);
-  if (before != static_cast<unsigned>(to - from)) return;
+  if (before != part.to - part.from) return;
   __threadfence();
-  TileSums<eights> all{};
-  for (int block = from; block <= to; block++) {
-    const float4* const left = left_sums<eights>(plan, block, tile, part);
-#pragma unroll
-    for (int i = 0; i < eights; i++) add(&all.of[i], __ldcg(left + i * 32));
+  add_left_sums<eights>(plan, part, nullptr);
+}
+
+// The last thing that a warp does: nothing is left if all others have come already.
+template <int eights>
+__device__ __forceinline__ void finish(const FewPlan& plan, const Part& part,
+                                       const TileSums<eights>& sums) {
+  int others;
+  asm volatile("ld.acquire.gpu.global.s32 %0, [%1];"
+               : "=r"(others)
+               : "l"(part.arrived(plan))
+               : "memory");
+  if (__all_sync(~0u, others == part.to - part.from)) {
+    return add_left_sums<eights>(plan, part, &sums);
   }
-  store_few(plan, at, all);
+  leave(plan, part, sums);
+  arrive<eights>(plan, part);
 }
 
 }  // namespace phiquant::cuda

@@ -37,7 +37,7 @@ template <bool brain>
 __global__ void __launch_bounds__(kThreads, 16) few_rows_x(FewPlan plan) {
 #if __CUDA_ARCH__ >= 900
   wait_for_earlier_kernels();
-  let_later_kernels_begin();
+  let_later_kernels_begin();  // what wrote the planes has ended, too
   const int m = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
   const int parts = plan.stages * kUnitGroups * 4;  // of a row
   if (m == 0) {
