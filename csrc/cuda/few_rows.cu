@@ -7,8 +7,9 @@
 // rounded to fp16, their sums over a group multiplied by its scale in fp32.
 //
 // Instructions a weight at 16 rows: 2.6 to make the level of an index (3.5 with 4 deviation bits),
-// 1/4 for mma, 1/4 to apply scales, 1/2 to read scales, 1/3 for shared memory and the ring: 4 (5).
-// At 2.8 TB/s an H100 has 6.2 (12). Every 8 rows more take 1/4, and 1/16 for x.
+// 1/4 for mma, 1/4 to apply scales; with scales, shared memory and the ring 4.5 (5.4). Those in
+// packed halves, 2, go at half the rate. At 2.4 TB/s an H100 has 7 (14). Every 8 rows more take
+// 1/4, and 1/8 for x.
 #include <stdexcept>
 #include <string>
 
