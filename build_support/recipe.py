@@ -100,6 +100,9 @@ def _torch_libraries(torch: TorchInstall, linker_prefix: str) -> list[str]:
 
 def _gencode() -> list[str]:
     names = cuda_architectures()
-    binaries = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in names]
+    # Hopper's own instructions, which csrc/cuda/many_rows.cu needs, are in sm_90a alone; every
+    # device of compute capability 9.0 runs it.
+    targets = ["90a" if name == "90" else name for name in names]
+    binaries = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in targets]
     # PTX of the last one, for devices newer than every binary.
     return [*binaries, f"-gencode=arch=compute_{names[-1]},code=compute_{names[-1]}"]

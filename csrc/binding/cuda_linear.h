@@ -37,12 +37,15 @@ inline std::optional<Tensor> product_of_codes(ProductTask task, bool exact, cons
                                               ScalarType dtype, const Target& target) {
   const bool at_once = exact ? multiplies_exact(task) : multiplies(task);
   const bool few = !at_once && !exact && multiplies_few(task);
-  if (!at_once && !few) return std::nullopt;
+  const bool many = !at_once && !few && !exact && multiplies_many(task);
+  if (!at_once && !few && !many) return std::nullopt;
   Tensor out = new_tensor(shape, dtype, target);
   task.out = out.mutable_data_ptr();
   if (few) {
     Tensor workspace = new_tensor({few_workspace(task)}, ScalarType::Byte, target);
     multiply_few(task, workspace.mutable_data_ptr(), target.stream());
+  } else if (many) {
+    multiply_many(task, target.stream());
   } else {
     exact ? multiply_exact(task, target.stream()) : multiply(task, target.stream());
   }

@@ -1,0 +1,132 @@
+// Which products are taken by tiles on a Hopper GPU, and how they are cut.
+#include "many_rows_kernel.cuh"
+#include "many_rows_map.h"
+
+namespace phiquant::cuda {
+namespace {
+
+constexpr int kFewest = 65;             // rows of x
+constexpr int kSmallestExponent = -80;  // below, terms that scales are multiplied into lose bits
+
+int attribute(cudaDeviceAttr which) {
+  int device = 0, value = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&value, which, device);
+  return value;
+}
+
+int multiprocessors() { return attribute(cudaDevAttrMultiProcessorCount); }
+
+Matrix plane_matrix(const ProductTask& task, const uint8_t* plane, int bits) {
+  const int64_t bytes = row_bytes(task.layout, bits);
+  return {plane, task.out_features, bytes, bytes, 1};
+}
+Matrix index_matrix(const ProductTask& task) {
+  return plane_matrix(task, task.planes.index, task.layout.index_bits);
+}
+Matrix high_matrix(const ProductTask& task) {
+  return plane_matrix(task, task.planes.deviation, task.layout.deviation_bits);
+}
+Matrix x_matrix(const ProductTask& task) {
+  return {task.x, task.m, task.layout.columns, task.layout.columns * 2, 2};
+}
+
+TileTask tile_task(const ProductTask& task, const Cut& cut, uint32_t magic) {
+  const Layout& layout = task.layout;
+  const bool aligned =
+      task.out_features % 8 == 0 && (reinterpret_cast<uintptr_t>(task.out) & 15) == 0;
+  return {layout,
+          task.planes.scale,
+          task.bias,
+          task.out,
+          task.out_features,
+          task.m,
+          static_cast<int>(steps_of(layout)),
+          layout.group_size == 2 * kStepColumns ? 1 : 0,
+          static_cast<int>(groups_of(layout)),
+          static_cast<int>(cut.wide_tiles(task)),
+          static_cast<int>(cut.tiles(task)),
+          aligned,
+          magic,
+          0};
+}
+
+template <class T, int deviation, int wide, bool split>
+void launch(const ProductTask& task, cudaStream_t stream) {
+  constexpr Cut kCut{wide, split};
+  const CUtensorMap x = map_boxes(x_matrix(task), wide / kPair, kStepColumns);
+  const CUtensorMap index = map_boxes(index_matrix(task), kTileRows, plane_bytes(4));
+  CUtensorMap high{};
+  if (deviation > 0) high = map_boxes(high_matrix(task), kTileRows, plane_bytes(deviation));
+  const auto kernel = multiply_tiles<T, deviation, wide, split>;
+  constexpr int kBytes = sizeof(TileShared<deviation, wide>);
+  static_assert(kBytes <= kRoom);
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+  const int64_t clusters =
+      split ? kCut.tiles(task) : std::min(kCut.tiles(task), kCut.at_once(multiprocessors()));
+  cudaLaunchAttribute cluster;
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {static_cast<unsigned>(kCut.blocks()), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(clusters * kCut.blocks()));
+  config.blockDim = dim3(kTileThreads);
+  config.dynamicSmemBytes = kBytes;
+  config.stream = stream;
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  cudaLaunchKernelEx(&config, kernel, x, index, high, tile_task(task, kCut, kMagic<deviation>));
+}
+
+template <class T, int deviation>
+void launch_cut(const ProductTask& task, cudaStream_t stream) {
+  const Cut cut = best_cut(task, multiprocessors());
+  if (cut.split && cut.wide == 128) return launch<T, deviation, 128, true>(task, stream);
+  if (cut.split) return launch<T, deviation, 256, true>(task, stream);
+  if (cut.wide == 128) return launch<T, deviation, 128, false>(task, stream);
+  if (cut.wide == 192) return launch<T, deviation, 192, false>(task, stream);
+  launch<T, deviation, 256, false>(task, stream);
+}
+
+template <class T>
+void launch_tier(const ProductTask& task, cudaStream_t stream) {
+  switch (task.layout.deviation_bits) {
+    case 0:
+      return launch_cut<T, 0>(task, stream);
+    case 2:
+      return launch_cut<T, 2>(task, stream);
+    default:
+      return launch_cut<T, 4>(task, stream);
+  }
+}
+
+// Whether the kernels were compiled for this very device, Hopper's own instructions in them.
+bool has_kernels() {
+  if (attribute(cudaDevAttrComputeCapabilityMajor) != 9) return false;
+  cudaFuncAttributes about;
+  const auto kernel = multiply_tiles<__nv_bfloat16, 0, 256, false>;
+  if (cudaFuncGetAttributes(&about, kernel) != cudaSuccess) return false;
+  return about.binaryVersion == 90 && about.ptxVersion == 90;
+}
+
+}  // namespace
+
+bool multiplies_many(const ProductTask& task) {
+  const Layout& layout = task.layout;
+  const bool format = layout.index_bits == 4 && layout.grid == GridName::kPhi &&
+                      layout.group_size >= kStepColumns && layout.deviation_bits <= 4 &&
+                      (layout.deviation_bits == 0 || layout.exponent >= kSmallestExponent) &&
+                      task.remainder.payload == nullptr;
+  if (!format || task.dtype == Dtype::kFloat32 || task.m < kFewest) return false;
+  const bool mapped = can_map(x_matrix(task)) && can_map(index_matrix(task)) &&
+                      (layout.deviation_bits == 0 || can_map(high_matrix(task)));
+  if (!mapped || !has_kernels()) return false;
+  const Cut cut = best_cut(task, multiprocessors());
+  return cut.microseconds(task, multiprocessors()) < decoded_microseconds(task);
+}
+
+void multiply_many(const ProductTask& task, cudaStream_t stream) {
+  if (task.dtype == Dtype::kBFloat16) return launch_tier<__nv_bfloat16>(task, stream);
+  launch_tier<__half>(task, stream);
+}
+
+}  // namespace phiquant::cuda

@@ -1,0 +1,200 @@
+// Warpgroups that multiply 64 rows of the weight with the tile's rows of x, and store the results.
+#pragma once
+
+#include "many_rows_async.cuh"
+#include "many_rows_codes.cuh"
+#include "many_rows_wgmma.cuh"
+
+namespace phiquant::cuda {
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+
+// Two results of 16 bits, as sums of a product are rounded.
+template <class T>
+__device__ __forceinline__ uint32_t rounded_sums(float low, float high) {
+  if constexpr (__is_same(T, __half)) {
+    const __half2 pair = __floats2half2_rn(low, high);
+    return *reinterpret_cast<const uint32_t*>(&pair);
+  } else {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    return *reinterpret_cast<const uint32_t*>(&pair);
+  }
+}
+
+template <class T, int deviation, int wide>
+struct Consumer {
+  using Shared = TileShared<deviation, wide>;
+  using Stage = typename Shared::Stage;
+  static constexpr int kSums = wide / 2;
+
+  const TileTask& task;
+  const BlockPlace& place;
+  Shared& shared;
+  int number, warp, lane;  // of the warpgroup, in it, in the warp
+  LaneCodes codes;
+  Ring<Shared::kStages> ahead, ring;  // of codes, and of products
+  RowCodes<deviation> upper, lower;
+  uint32_t operand[4][4];
+  float sums[kSums];
+
+  __device__ __forceinline__ Consumer(const TileTask& task, const BlockPlace& place, Shared& shared,
+                                      int warp, int lane)
+      : task(task),
+        place(place),
+        shared(shared),
+        number(warp / 4),
+        warp(warp & 3),
+        lane(lane),
+        codes(warp * 16 + (lane >> 2), lane) {}
+
+  __device__ __forceinline__ void load() {
+    wait_for(shared_address(&shared.full[ahead.stage]), ahead.parity);
+    const uint32_t stage = shared_address(&shared.stages[ahead.stage]);
+    upper.template load<Stage>(codes, stage, codes.row);
+    lower.template load<Stage>(codes, stage, codes.row + 8);
+    ahead.advance();
+  }
+
+  __device__ __forceinline__ void decode(uint32_t (&to)[4][4]) const {
+    upper.template decode<T, 0, 0>(codes, task.magic, to);
+    lower.template decode<T, 0, 1>(codes, task.magic, to);
+    upper.template decode<T, 1, 0>(codes, task.magic, to);
+    lower.template decode<T, 1, 1>(codes, task.magic, to);
+  }
+
+  // To whoever fills this stage, in both blocks of the pair.
+  __device__ __forceinline__ void release(int stage) const {
+    __syncwarp();
+    if (lane < kPair) arrive_at(shared_address(&shared.empty[stage]), place.first_rank + lane);
+  }
+
+  // A tile's sums: while one step is multiplied, the next is decoded, and then codes of one more
+  // are loaded.
+  __device__ __forceinline__ void multiply() {
+    const int steps = place.end - place.begin;
+    load();
+    decode(operand);
+    if (steps > 1) load();
+    for (int step = 0; step < steps; step++) {
+      const uint64_t rows = describe_rows(shared_address(shared.stages[ring.stage].x));
+      begin_products();
+#pragma unroll
+      for (int i = 0; i < kStepColumns / 16; i++) {
+        WideProduct<T, wide>::add(sums, operand[i], rows + i * kDescribedStep, step > 0 || i > 0);
+      }
+      commit_products();
+      uint32_t next[4][4];
+      if (step + 1 < steps) decode(next);
+      if (step + 2 < steps) load();
+      wait_for_products();
+      release(ring.stage);
+      ring.advance();
+#pragma unroll
+      for (int i = 0; i < 16; i++) {
+        operand[i / 4][i % 4] = kept(operand[i / 4][i % 4], next[i / 4][i % 4], task.none);
+      }
+    }
+  }
+
+  // Sums of 64 rows of x, from `from` on, as rows of 64 results in shared memory.
+  __device__ __forceinline__ void gather(int from, float upper, float lower) const {
+    const uint32_t out = shared_address(shared.out[number]);
+    const int matrix = lane >> 3, in_eight = lane & 7;
+#pragma unroll
+    for (int i = 0; i < kOutRows; i += 16) {
+      uint32_t pairs[4];
+#pragma unroll
+      for (int eight = 0; eight < 2; eight++) {
+        const float* const four = sums + (from + i + 8 * eight) / 2;
+        pairs[2 * eight] = rounded_sums<T>(four[0] + upper, four[1] + upper);
+        pairs[2 * eight + 1] = rounded_sums<T>(four[2] + lower, four[3] + lower);
+      }
+      const int row = i + (matrix >> 1) * 8 + in_eight;
+      const int chunk = (2 * warp + (matrix & 1)) ^ in_eight;
+      store_transposed(out + static_cast<uint32_t>(row * 128 + chunk * 16), pairs[0], pairs[1],
+                       pairs[2], pairs[3]);
+    }
+  }
+
+  // Those rows to the result: 8 threads a row.
+  __device__ __forceinline__ void store(int64_t m, int64_t row) const {
+    const int thread = warp * 32 + lane;
+#pragma unroll
+    for (int i = 0; i < kOutRows / 16; i++) {
+      const int in_out = i * 16 + thread / 8, chunk = thread & 7;
+      const int64_t at_m = m + in_out, at = row + chunk * 8;
+      if (at_m >= task.m || at >= task.out_features) continue;
+      const uint4 eight = *reinterpret_cast<const uint4*>(shared.out[number] + in_out * 128 +
+                                                          ((chunk ^ (in_out & 7)) * 16));
+      uint16_t* const to = static_cast<uint16_t*>(task.out) + at_m * task.out_features + at;
+      if (task.aligned) {
+        *reinterpret_cast<uint4*>(to) = eight;
+      } else {
+        const auto* const each = reinterpret_cast<const uint16_t*>(&eight);
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+          if (at + j < task.out_features) to[j] = each[j];
+        }
+      }
+    }
+  }
+
+  __device__ __forceinline__ float bias_of(int64_t row) const {
+    if (task.bias == nullptr || row >= task.out_features) return 0;
+    return widened(static_cast<const T*>(task.bias)[row]);
+  }
+
+  // Rows `from` .. `to` of a tile of x.
+  template <int from, int to>
+  __device__ __forceinline__ void finish(int tile) const {
+    const int64_t row = place.weight_row(task, tile) + number * kConsumerRows;
+    const int64_t mine = row + warp * 16 + (lane >> 2), m = place.x_row(task, tile, wide);
+    const float upper_bias = bias_of(mine), lower_bias = bias_of(mine + 8);
+#pragma unroll
+    for (int at = from; at < to; at += kOutRows) {
+      gather(at, upper_bias, lower_bias);
+      warpgroup_sync(number);
+      store(m + at, row);
+      warpgroup_sync(number);
+    }
+  }
+
+  __device__ __forceinline__ void run() {
+    for (int tile = place.first_tile; tile < task.tiles; tile += place.stride) {
+      multiply();
+      finish<0, wide>(tile);
+    }
+  }
+
+  // Where sums of the other half of steps lie: in stages, which nothing else uses any more.
+  __device__ __forceinline__ uint32_t exchange() const {
+    static_assert(sizeof(Shared::stages) >= kConsumers * 128 * kSums / 2 * sizeof(float));
+    return shared_address(shared.stages) + static_cast<uint32_t>(number) * (128 * kSums * 2) +
+           static_cast<uint32_t>(warp * 32 + lane) * 16;
+  }
+
+  // Sums that the block with the other half of steps is to store, to that one.
+  template <int from>
+  __device__ __forceinline__ void send() const {
+#pragma unroll
+    for (int i = 0; i < kSums / 2; i += 4) {
+      store_at(exchange() + i * 512, (place.first_rank ^ kPair) + place.row_rank, sums + from + i);
+    }
+  }
+
+  template <int from>
+  __device__ __forceinline__ void receive() {
+#pragma unroll
+    for (int i = 0; i < kSums / 2; i += 4) {
+      const uint4 four = shared_words(exchange() + i * 512);
+      sums[from + i] += __uint_as_float(four.x);
+      sums[from + i + 1] += __uint_as_float(four.y);
+      sums[from + i + 2] += __uint_as_float(four.z);
+      sums[from + i + 3] += __uint_as_float(four.w);
+    }
+  }
+};
+
+#endif
+
+}  // namespace phiquant::cuda

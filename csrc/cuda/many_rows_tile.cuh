@@ -1,0 +1,101 @@
+// What a block of many_rows_kernel.cuh keeps in shared memory, and which tiles it takes.
+#pragma once
+
+#include "many_rows_cut.h"
+#include "many_rows_levels.cuh"
+
+namespace phiquant::cuda {
+
+inline constexpr int kConsumers = 2;  // warpgroups that multiply, half of the tile's rows each
+inline constexpr int kConsumerRows = kTileRows / kConsumers;
+inline constexpr int kTileThreads = 128 * (kConsumers + 1);
+inline constexpr int kOutRows = 64;   // of the result that are put together at a time
+inline constexpr int kRoom = 232448;  // bytes that a block of a Hopper GPU can have
+
+// Bytes of a row and step of the plane of `bits` bits.
+constexpr int plane_bytes(int bits) { return kStepColumns * bits / 8; }
+
+template <int deviation, int wide>
+struct TileShared {
+  // Rows of 128 bytes, and of 32, as copies swizzle them.
+  struct Stage {
+    uint8_t x[wide * kStepColumns * 2];
+    uint8_t index[kTileRows * plane_bytes(4)];
+    uint8_t high[deviation == 0 ? 1024 : kTileRows * plane_bytes(deviation)];
+    uint8_t levels[kTileRows * (deviation == 0 ? 32 : 16)];
+  };
+  static constexpr uint32_t kCopied =
+      sizeof(Stage::x) + sizeof(Stage::index) + (deviation == 0 ? 0 : sizeof(Stage::high));
+  static constexpr int kRest = kConsumers * kOutRows * kConsumerRows * 2 + 1024;
+  static constexpr int kMost = (kRoom - kRest) / static_cast<int>(sizeof(Stage));
+  static constexpr int kStages = kMost < 8 ? kMost : 8;
+
+  alignas(1024) Stage stages[kStages];
+  uint8_t out[kConsumers][kOutRows * kConsumerRows * 2];
+  uint64_t full[kStages], empty[kStages];
+  Bend bends[kBendCount];
+};
+
+// What a kernel is told apart from its maps.
+struct TileTask {
+  Layout layout;
+  const uint16_t* scale;
+  const void* bias;
+  void* out;
+  int64_t out_features, m;
+  int steps;       // of 64 columns
+  int step_shift;  // steps of a group, as a power of two
+  int groups;      // of a row
+  int wide_tiles;  // over the rows of x
+  int tiles;       // of a pair of blocks
+  bool aligned;    // whether 8 results of a row can be stored at once
+  uint32_t magic;  // kMagic: if the compiler knew it, it would load every selector of bytes
+  uint32_t none;   // 0, likewise
+};
+
+// Which steps and tiles a block takes. If steps are split, a cluster has two pairs of blocks, one
+// for each half of them, and one tile.
+struct BlockPlace {
+  uint32_t row_rank, half, first_rank;  // in its pair; the pair's, and that of its first block
+  int first_tile, stride;               // of the pair
+  int begin, end;                       // steps
+
+  template <bool split>
+  __device__ __forceinline__ static BlockPlace of(const TileTask& task, uint32_t rank) {
+    constexpr int kBlocks = split ? 2 * kPair : kPair;
+    const uint32_t half = split ? rank / kPair : 0;
+    const int middle = (task.steps + 1) / 2;
+    return {rank % kPair,
+            half,
+            half * kPair,
+            static_cast<int>(blockIdx.x) / kBlocks,
+            static_cast<int>(gridDim.x) / kBlocks,
+            half == 0 ? 0 : middle,
+            split && half == 0 ? middle : task.steps};
+  }
+
+  // The tile's first row of the weight in this block, and of x.
+  __device__ __forceinline__ int64_t weight_row(const TileTask& task, int tile) const {
+    return (int64_t{tile / task.wide_tiles} * kPair + row_rank) * kTileRows;
+  }
+  // These change first, so that codes come from memory once.
+  __device__ __forceinline__ static int64_t x_row(const TileTask& task, int tile, int wide) {
+    return int64_t{tile % task.wide_tiles} * wide;
+  }
+};
+
+// A stage, and the parity of the barriers' phases.
+template <int stages>
+struct Ring {
+  int stage = 0;
+  uint32_t parity = 0;
+
+  __device__ __forceinline__ void advance() {
+    if (++stage == stages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+}  // namespace phiquant::cuda
