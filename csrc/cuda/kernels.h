@@ -72,8 +72,8 @@ void decode(const DecodeTask& task, cudaStream_t stream);
 bool multiplies(const ProductTask& task);
 void multiply(const ProductTask& task, cudaStream_t stream);
 
-// The same for more rows of x; `workspace`: few_workspace(task) bytes of the device, aligned to 256,
-// until the product is done.
+// The same for more rows of x; `workspace`: few_workspace(task) bytes of the device, aligned to
+// 256, until the product is done.
 bool multiplies_few(const ProductTask& task);
 int64_t few_workspace(const ProductTask& task);
 void multiply_few(const ProductTask& task, void* workspace, cudaStream_t stream);
