@@ -253,10 +253,7 @@ class PlaneTensor(TorchAOBaseTensor, metaclass=_PlaneTensorType):
         return self.fqn or f"compressed weight of shape {tuple(self.shape)}"
 
     def _stable_hash_for_caching(self) -> str:
-        """What torch.compile's caches may tell compiled graphs apart by: all but the values.
-
-        And the dtype of autocast, which products follow: torch 2.11 would take a graph of another.
-        """
+        """What torch.compile's caches may tell compiled graphs apart by: all but the values."""
         names = (*self.tensor_attribute_names, *self.optional_tensor_attribute_names)
         attributes = {name: getattr(self, name) for name in names}
         planes = [
@@ -265,10 +262,7 @@ class PlaneTensor(TorchAOBaseTensor, metaclass=_PlaneTensorType):
             else (plane.shape, plane.stride(), plane.storage_offset(), plane.dtype, plane.device)
             for plane in (*self.planes, self.checksum_plane)
         ]
-        device = self.index_plane.device.type
-        cast = device != "meta" and torch.is_autocast_enabled(device)
-        autocast = torch.get_autocast_dtype(device) if cast else None
-        return f"PhiTensor {GRAPHS} {attributes} {planes} {self.requires_grad} {autocast}"
+        return f"PhiTensor {GRAPHS} {attributes} {planes} {self.requires_grad}"
 
 
 def named(planes: Planes) -> dict[str, Any]:

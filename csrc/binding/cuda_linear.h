@@ -36,16 +36,16 @@ inline Tensor decoded_linear(const Layout& layout, const CheckedPlanes& planes, 
 inline std::optional<Tensor> product_of_codes(ProductTask task, bool exact, const Shape& shape,
                                               ScalarType dtype, const Target& target) {
   const bool at_once = exact ? multiplies_exact(task) : multiplies(task);
-  const bool few = !at_once && !exact && multiplies_few(task);
-  const bool many = !at_once && !few && !exact && multiplies_many(task);
+  const bool many = !at_once && !exact && multiplies_many(task);
+  const bool few = !at_once && !exact && !many && multiplies_few(task);
   if (!at_once && !few && !many) return std::nullopt;
   Tensor out = new_tensor(shape, dtype, target);
   task.out = out.mutable_data_ptr();
-  if (few) {
-    Tensor workspace = new_tensor({few_workspace(task)}, ScalarType::Byte, target);
-    multiply_few(task, workspace.mutable_data_ptr(), target.stream());
-  } else if (many) {
-    multiply_many(task, target.stream());
+  if (many || few) {
+    const int64_t bytes = many ? many_workspace(task) : few_workspace(task);
+    Tensor workspace = new_tensor({bytes}, ScalarType::Byte, target);
+    const auto multiply_rows = many ? multiply_many : multiply_few;
+    multiply_rows(task, workspace.mutable_data_ptr(), target.stream());
   } else {
     exact ? multiply_exact(task, target.stream()) : multiply(task, target.stream());
   }

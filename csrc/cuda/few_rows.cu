@@ -47,9 +47,10 @@ __global__ void __launch_bounds__(FewShape<deviation, eights>::kThreads, 1)
     bend.back *= power_of_two(plan.task.layout.exponent);
     shared.bends[thread] = bend;
   }
+  Multiplier<deviation, eights> multiplier(plan, shared);
+  multiplier.begin(first);
   __syncthreads();
   let_later_kernels_begin();
-  Multiplier<deviation, eights> multiplier(plan, shared);
   multiplier.run(first, last, shared_address(ring));
 #endif
 }
@@ -72,7 +73,7 @@ struct FewRoom {
   FewRoom(const FewPlan& plan, int eights)
       : x(int64_t{plan.stages} * kUnitGroups * eights * kFragment),
         back(rounded_up(eights * 8 * 4)),
-        partial(int64_t{plan.blocks} * 2 * eights * 8 * kTileRows * 4),
+        partial(int64_t{plan.blocks} * 2 * eights * 8 * kUnitRows * 4),
         arrived(int64_t{plan.tiles} * kCounters * 4) {}
 };
 
@@ -81,7 +82,7 @@ FewPlan few_plan(const ProductTask& task) {
   plan.task = task;
   plan.groups = static_cast<int>(groups_of(task.layout));
   plan.stages = (plan.groups + kUnitGroups - 1) / kUnitGroups;
-  plan.tiles = static_cast<int>((task.out_features + kTileRows - 1) / kTileRows);
+  plan.tiles = static_cast<int>((task.out_features + kUnitRows - 1) / kUnitRows);
   const int64_t units = int64_t{plan.stages} * plan.tiles;
   const int most = attribute_of_device(cudaDevAttrMultiProcessorCount);
   plan.blocks = static_cast<int>(units < most ? units : most);

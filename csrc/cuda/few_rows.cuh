@@ -11,9 +11,9 @@
 
 namespace phiquant::cuda {
 
-inline constexpr int kTileRows = 256;  // rows of the weight of a unit
+inline constexpr int kUnitRows = 256;  // rows of the weight of a unit
 inline constexpr int kUnitGroups = 2;  // groups of 64 columns of a unit
-inline constexpr int kCounters = kTileRows / 16;
+inline constexpr int kCounters = kUnitRows / 16;
 inline constexpr int kFragment = 1024;  // bytes of 8 rows of x in one group
 
 // What is known to the host of one launch. `stages`: units of a tile, along the columns.

@@ -20,9 +20,9 @@ struct Filler {
     uint8_t* const to = ring + stage * Shape::kStageBytes;
     const int tile = unit / plan.stages, along = unit - tile * plan.stages;
     full.expect(Shape::kStageBytes);
-    copy_box(index, along * (kUnitGroups * 32), tile * kTileRows, to, full);
+    copy_box(index, along * (kUnitGroups * 32), tile * kUnitRows, to, full);
     if constexpr (deviation > 0) {
-      copy_box(high, along * (kUnitGroups * 8 * deviation), tile * kTileRows,
+      copy_box(high, along * (kUnitGroups * 8 * deviation), tile * kUnitRows,
                to + Shape::kIndexBytes, full);
     }
   }
@@ -31,7 +31,6 @@ struct Filler {
                ring + stage * Shape::kStageBytes + Shape::kIndexBytes + Shape::kHighBytes, full);
   }
 
-  // Weights, before others are told that there are barriers.
   __device__ __forceinline__ void begin(Barrier* full, Barrier* empty) const {
     prefetch_map(index);
     if constexpr (deviation > 0) prefetch_map(high);
@@ -40,11 +39,12 @@ struct Filler {
       empty[i].start(Shape::kWarps);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-    for (int i = 0; i < ahead(); i++) copy_weights(first + i, i, full[i]);
   }
 
-  // x, and all that follows.
+  // Once the other warps know of the barriers, and have asked for their first scale words: behind
+  // all weights that fit into the ring those would come 4 us later.
   __device__ __forceinline__ void run(Barrier* full, Barrier* empty) const {
+    for (int i = 0; i < ahead(); i++) copy_weights(first + i, i, full[i]);
     wait_for_earlier_kernels();
     asm volatile("fence.proxy.async.global;" ::: "memory");
     for (int i = 0; i < ahead(); i++) copy_x(first + i, i, full[i]);

@@ -30,7 +30,7 @@ inline auto tensor_map_encoder() {
 inline bool encode_map(const void* plane, int bits, const FewPlan& plan, CUtensorMap* map) {
   const cuuint64_t bytes = static_cast<cuuint64_t>(plan.groups) * 8 * static_cast<unsigned>(bits);
   const cuuint64_t sizes[2] = {bytes, static_cast<cuuint64_t>(plan.task.out_features)};
-  const cuuint32_t box[2] = {static_cast<cuuint32_t>(kUnitGroups * 8 * bits), kTileRows};
+  const cuuint32_t box[2] = {static_cast<cuuint32_t>(kUnitGroups * 8 * bits), kUnitRows};
   const cuuint32_t steps[2] = {1, 1};
   return tensor_map_encoder()(map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, const_cast<void*>(plane),
                               sizes, &bytes, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,

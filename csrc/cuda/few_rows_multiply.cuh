@@ -70,7 +70,7 @@ struct Multiplier {
   // after it. Where there are none any word will do: x is zero there.
   __device__ __forceinline__ void ask_words(int tile, int along) const {
     const int64_t row =
-        min(int64_t{tile} * kTileRows + above + lane % (16 * kTall), plan.task.out_features - 1);
+        min(int64_t{tile} * kUnitRows + above + lane % (16 * kTall), plan.task.out_features - 1);
     const int group = along * kUnitGroups;
     const uint16_t* const from = plan.task.planes.scale + row * plan.groups + group;
     if (plan.paired) return copy_eight(from, asked);
@@ -192,11 +192,16 @@ struct Multiplier {
     if (lane == 0) shared.empty[place.stage].arrive();
   }
 
-  // All of a block's units. One goes by before others are told of what was left: by then it has
+  // Before the ring is filled.
+  __device__ __forceinline__ void begin(int first) const {
+    const int tile = first / plan.stages;
+    ask_words(tile, (first - tile * plan.stages) / 2 * 2);
+  }
+
+  // All of a block's units, after `begin`. One goes by before others are told of what was left: by then it has
   // arrived, and the fence takes no time.
   __device__ __forceinline__ void run(int first, int last, uint32_t ring) {
     int tile = first / plan.stages, begin = first - tile * plan.stages, along = begin;
-    ask_words(tile, begin / 2 * 2);
     advance_words(tile, along);
     Turn<Shape::kStages> place;
     bool left = false;

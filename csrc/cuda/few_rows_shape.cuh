@@ -10,13 +10,13 @@ struct FewShape {
   static constexpr int kRows = 8 * eights;  // of x
   // Tiles of 16 rows that a warp takes: two share what they read of x, but need more registers.
   static constexpr int kTall = eights > 4 ? 2 : 1;
-  static constexpr int kWarps = kTileRows / (16 * kTall);  // that multiply; one more fills the ring
+  static constexpr int kWarps = kUnitRows / (16 * kTall);  // that multiply; one more fills the ring
   static constexpr int kThreads = (kWarps + 1) * 32;
 
   // A stage of the ring: planes, x.
-  static constexpr int kIndexBytes = kTileRows * kUnitGroups * 32;
+  static constexpr int kIndexBytes = kUnitRows * kUnitGroups * 32;
   static constexpr int kHighRow = kUnitGroups * 8 * deviation;
-  static constexpr int kHighBytes = kTileRows * kHighRow;
+  static constexpr int kHighBytes = kUnitRows * kHighRow;
   static constexpr int kXBytes = kUnitGroups * eights * kFragment;
   static constexpr int kStageBytes = kIndexBytes + kHighBytes + kXBytes;
 

@@ -78,7 +78,7 @@ struct Part {
   __device__ __forceinline__ Part(const FewPlan& plan, int tile, int number, int row)
       : tile(tile),
         number(number),
-        row(int64_t{tile} * kTileRows + row),
+        row(int64_t{tile} * kUnitRows + row),
         from(block_of(plan, tile * plan.stages)),
         to(block_of(plan, (tile + 1) * plan.stages - 1)) {}
 

@@ -7,7 +7,7 @@
 namespace phiquant::cuda {
 namespace {
 
-constexpr int kThreads = 128;
+constexpr int kThreads = 256;
 
 // 16 columns of a row.
 struct Sixteen {
@@ -19,6 +19,9 @@ struct Sixteen {
     const uint16_t* from = static_cast<const uint16_t*>(task.x) + m * task.layout.columns + column;
     low = load_octet(from, count);
     high = load_octet(from + 8, count - 8);
+  }
+  __device__ __forceinline__ uint32_t largest() const {
+    return max(largest_of(low), largest_of(high));
   }
 };
 
@@ -34,7 +37,7 @@ __device__ __forceinline__ uint32_t block_largest(uint32_t mine) {
 }
 
 template <bool brain>
-__global__ void __launch_bounds__(kThreads, 16) few_rows_x(FewPlan plan) {
+__global__ void __launch_bounds__(kThreads, 8) few_rows_x(FewPlan plan) {
 #if __CUDA_ARCH__ >= 900
   wait_for_earlier_kernels();
   let_later_kernels_begin();  // what wrote the planes has ended, too
@@ -43,19 +46,19 @@ __global__ void __launch_bounds__(kThreads, 16) few_rows_x(FewPlan plan) {
   if (m == 0) {
     for (int i = thread; i < plan.tiles * kCounters; i += kThreads) plan.arrived[i] = 0;
   }
+  const Sixteen mine(plan.task, m, thread);  // most rows are read once
   Shift shift{1, 1};
   if constexpr (brain) {
-    uint32_t largest = 0;
-    for (int part = thread; part < parts; part += kThreads) {
-      const Sixteen columns(plan.task, m, part);
-      largest = max(largest, max(largest_of(columns.low), largest_of(columns.high)));
+    uint32_t largest = mine.largest();
+    for (int part = thread + kThreads; part < parts; part += kThreads) {
+      largest = max(largest, Sixteen(plan.task, m, part).largest());
     }
     shift = shift_of(block_largest(largest));
   }
   if (thread == 0) plan.back[m] = shift.back;
   const int eights = static_cast<int>(gridDim.x) / 8;
   for (int part = thread; part < parts; part += kThreads) {
-    Sixteen columns(plan.task, m, part);
+    Sixteen columns = part == thread ? mine : Sixteen(plan.task, m, part);
     if constexpr (brain) {
       to_halves(shift.there, &columns.low);
       to_halves(shift.there, &columns.high);

@@ -5,7 +5,7 @@
 namespace phiquant::cuda {
 namespace {
 
-constexpr int kFewest = 65;             // rows of x
+constexpr int kFewest = 33;             // rows of x
 constexpr int kSmallestExponent = -80;  // below, terms that scales are multiplied into lose bits
 
 int attribute(cudaDeviceAttr which) {
@@ -31,10 +31,21 @@ Matrix x_matrix(const ProductTask& task) {
   return {task.x, task.m, task.layout.columns, task.layout.columns * 2, 2};
 }
 
-TileTask tile_task(const ProductTask& task, const Cut& cut, uint32_t magic) {
+// Bytes of the parts of a workspace; none if no tile is shared.
+struct ManyRoom {
+  int64_t partial, arrived;
+
+  ManyRoom(const ProductTask& task, const Cut& cut) : partial(0), arrived(0) {
+    if (!cut.shared) return;
+    partial = cut.pairs(task, multiprocessors()) * kPair * 2 * kPanelRows * cut.wide * 4;
+    arrived = cut.tiles(task) * kPair * kConsumers * 4;
+  }
+};
+
+TileTask tile_task(const ProductTask& task, const Cut& cut, uint32_t magic, void* workspace) {
   const Layout& layout = task.layout;
-  const bool aligned =
-      task.out_features % 8 == 0 && (reinterpret_cast<uintptr_t>(task.out) & 15) == 0;
+  const int64_t grains = cut.grains(task), pairs = cut.pairs(task, multiprocessors());
+  auto* const partial = static_cast<uint8_t*>(workspace);
   return {layout,
           task.planes.scale,
           task.bias,
@@ -45,57 +56,68 @@ TileTask tile_task(const ProductTask& task, const Cut& cut, uint32_t magic) {
           layout.group_size == 2 * kStepColumns ? 1 : 0,
           static_cast<int>(groups_of(layout)),
           static_cast<int>(cut.wide_tiles(task)),
-          static_cast<int>(cut.tiles(task)),
-          aligned,
+          static_cast<int>(cut.grain(task)),
+          static_cast<int>(grains / pairs),
+          static_cast<int>(grains % pairs),
+          reinterpret_cast<float4*>(partial),
+          reinterpret_cast<unsigned*>(partial + ManyRoom(task, cut).partial),
+          task.out_features % 8 == 0 && (reinterpret_cast<uintptr_t>(task.out) & 15) == 0,
           magic,
           0};
 }
 
-template <class T, int deviation, int wide, bool split>
-void launch(const ProductTask& task, cudaStream_t stream) {
-  constexpr Cut kCut{wide, split};
+template <class T, int deviation, int wide>
+void launch(const ProductTask& task, const Cut& cut, void* workspace, cudaStream_t stream) {
   const CUtensorMap x = map_boxes(x_matrix(task), wide / kPair, kStepColumns);
-  const CUtensorMap index = map_boxes(index_matrix(task), kTileRows, plane_bytes(4));
+  const CUtensorMap index = map_boxes(index_matrix(task), kPanelRows, plane_bytes(4));
   CUtensorMap high{};
-  if (deviation > 0) high = map_boxes(high_matrix(task), kTileRows, plane_bytes(deviation));
-  const auto kernel = multiply_tiles<T, deviation, wide, split>;
+  if (deviation > 0) high = map_boxes(high_matrix(task), kPanelRows, plane_bytes(deviation));
+  const TileTask tiles = tile_task(task, cut, kMagic<deviation>, workspace);
+  const ManyRoom room(task, cut);
+  if (room.arrived > 0) {
+    cudaMemsetAsync(tiles.arrived, 0, static_cast<size_t>(room.arrived), stream);
+  }
+  const auto kernel = multiply_tiles<T, deviation, wide>;
   constexpr int kBytes = sizeof(TileShared<deviation, wide>);
   static_assert(kBytes <= kRoom);
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
-  const int64_t clusters =
-      split ? kCut.tiles(task) : std::min(kCut.tiles(task), kCut.at_once(multiprocessors()));
   cudaLaunchAttribute cluster;
   cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {static_cast<unsigned>(kCut.blocks()), 1, 1};
+  cluster.val.clusterDim = {kPair, 1, 1};
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(clusters * kCut.blocks()));
+  config.gridDim = dim3(static_cast<unsigned>(cut.pairs(task, multiprocessors()) * kPair));
   config.blockDim = dim3(kTileThreads);
   config.dynamicSmemBytes = kBytes;
   config.stream = stream;
   config.attrs = &cluster;
   config.numAttrs = 1;
-  cudaLaunchKernelEx(&config, kernel, x, index, high, tile_task(task, kCut, kMagic<deviation>));
+  cudaLaunchKernelEx(&config, kernel, x, index, high, tiles);
 }
 
 template <class T, int deviation>
-void launch_cut(const ProductTask& task, cudaStream_t stream) {
+void launch_cut(const ProductTask& task, void* workspace, cudaStream_t stream) {
   const Cut cut = best_cut(task, multiprocessors());
-  if (cut.split && cut.wide == 128) return launch<T, deviation, 128, true>(task, stream);
-  if (cut.split) return launch<T, deviation, 256, true>(task, stream);
-  if (cut.wide == 128) return launch<T, deviation, 128, false>(task, stream);
-  if (cut.wide == 192) return launch<T, deviation, 192, false>(task, stream);
-  launch<T, deviation, 256, false>(task, stream);
+  switch (cut.wide) {
+    case 64:
+      return launch<T, deviation, 64>(task, cut, workspace, stream);
+    case 128:
+      return launch<T, deviation, 128>(task, cut, workspace, stream);
+    case 192:
+      return launch<T, deviation, 192>(task, cut, workspace, stream);
+    default:
+      return launch<T, deviation, 256>(task, cut, workspace, stream);
+  }
 }
 
 template <class T>
-void launch_tier(const ProductTask& task, cudaStream_t stream) {
+void launch_tier(const ProductTask& task, void* workspace, cudaStream_t stream) {
   switch (task.layout.deviation_bits) {
     case 0:
-      return launch_cut<T, 0>(task, stream);
+      return launch_cut<T, 0>(task, workspace, stream);
     case 2:
-      return launch_cut<T, 2>(task, stream);
+      return launch_cut<T, 2>(task, workspace, stream);
     default:
-      return launch_cut<T, 4>(task, stream);
+      return launch_cut<T, 4>(task, workspace, stream);
   }
 }
 
@@ -103,7 +125,7 @@ void launch_tier(const ProductTask& task, cudaStream_t stream) {
 bool has_kernels() {
   if (attribute(cudaDevAttrComputeCapabilityMajor) != 9) return false;
   cudaFuncAttributes about;
-  const auto kernel = multiply_tiles<__nv_bfloat16, 0, 256, false>;
+  const auto kernel = multiply_tiles<__nv_bfloat16, 0, 256>;
   if (cudaFuncGetAttributes(&about, kernel) != cudaSuccess) return false;
   return about.binaryVersion == 90 && about.ptxVersion == 90;
 }
@@ -121,12 +143,18 @@ bool multiplies_many(const ProductTask& task) {
                       (layout.deviation_bits == 0 || can_map(high_matrix(task)));
   if (!mapped || !has_kernels()) return false;
   const Cut cut = best_cut(task, multiprocessors());
-  return cut.microseconds(task, multiprocessors()) < decoded_microseconds(task);
+  return cut.tiles(task) * steps_of(task.layout) < (int64_t{1} << 30) &&
+         cut.microseconds(task, multiprocessors()) < decoded_microseconds(task);
 }
 
-void multiply_many(const ProductTask& task, cudaStream_t stream) {
-  if (task.dtype == Dtype::kBFloat16) return launch_tier<__nv_bfloat16>(task, stream);
-  launch_tier<__half>(task, stream);
+int64_t many_workspace(const ProductTask& task) {
+  const ManyRoom room(task, best_cut(task, multiprocessors()));
+  return room.partial + room.arrived;
+}
+
+void multiply_many(const ProductTask& task, void* workspace, cudaStream_t stream) {
+  if (task.dtype == Dtype::kBFloat16) return launch_tier<__nv_bfloat16>(task, workspace, stream);
+  launch_tier<__half>(task, workspace, stream);
 }
 
 }  // namespace phiquant::cuda

@@ -91,18 +91,6 @@ __device__ __forceinline__ void copy_box_to(uint32_t blocks, uint32_t to, const 
       : "memory");
 }
 
-// Four floats to this place of the cluster's block `rank`.
-__device__ __forceinline__ void store_at(uint32_t to, uint32_t rank, const float* four) {
-  asm volatile(
-      "{\n"
-      ".reg .b32 there;\n"
-      "mapa.shared::cluster.u32 there, %0, %1;\n"
-      "st.shared::cluster.v4.f32 [there], {%2, %3, %4, %5};\n"
-      "}" ::"r"(to),
-      "r"(rank), "f"(four[0]), "f"(four[1]), "f"(four[2]), "f"(four[3])
-      : "memory");
-}
-
 // The 128 threads of a warpgroup.
 __device__ __forceinline__ void warpgroup_sync(int warpgroup) {
   asm volatile("bar.sync %0, 128;" ::"r"(warpgroup + 1) : "memory");

@@ -65,13 +65,12 @@ struct Consumer {
   // To whoever fills this stage, in both blocks of the pair.
   __device__ __forceinline__ void release(int stage) const {
     __syncwarp();
-    if (lane < kPair) arrive_at(shared_address(&shared.empty[stage]), place.first_rank + lane);
+    if (lane < kPair) arrive_at(shared_address(&shared.empty[stage]), static_cast<uint32_t>(lane));
   }
 
-  // A tile's sums: while one step is multiplied, the next is decoded, and then codes of one more
-  // are loaded.
-  __device__ __forceinline__ void multiply() {
-    const int steps = place.end - place.begin;
+  // Sums of some steps of a tile: while one is multiplied, the next is decoded, and then codes of
+  // one more are loaded.
+  __device__ __forceinline__ void multiply(int steps) {
     load();
     decode(operand);
     if (steps > 1) load();
@@ -144,14 +143,12 @@ struct Consumer {
     return widened(static_cast<const T*>(task.bias)[row]);
   }
 
-  // Rows `from` .. `to` of a tile of x.
-  template <int from, int to>
   __device__ __forceinline__ void finish(int tile) const {
     const int64_t row = place.weight_row(task, tile) + number * kConsumerRows;
     const int64_t mine = row + warp * 16 + (lane >> 2), m = place.x_row(task, tile, wide);
     const float upper_bias = bias_of(mine), lower_bias = bias_of(mine + 8);
 #pragma unroll
-    for (int at = from; at < to; at += kOutRows) {
+    for (int at = 0; at < wide; at += kOutRows) {
       gather(at, upper_bias, lower_bias);
       warpgroup_sync(number);
       store(m + at, row);
@@ -159,38 +156,70 @@ struct Consumer {
     }
   }
 
+  // Where a pair leaves the sums of a tile that it shares: it has at most one tile that it begins,
+  // and one that it does not.
+  __device__ __forceinline__ float4* left_sums(int pair, int tile) const {
+    const int begins = task.first_unit(pair) <= tile * task.steps;
+    const int64_t slot = ((int64_t{pair} * kPair + place.rank) * 2 + begins) * kConsumers + number;
+    return task.partial + slot * (kSums / 4 * 128) + warp * 32 + lane;
+  }
+
+  __device__ __forceinline__ void leave(int tile) const {
+    float4* const to = left_sums(place.pair, tile);
+#pragma unroll
+    for (int i = 0; i < kSums; i += 4) {
+      __stcg(to + i / 4 * 128, make_float4(sums[i], sums[i + 1], sums[i + 2], sums[i + 3]));
+    }
+  }
+
+  __device__ __forceinline__ void add(const float4* left) {
+#pragma unroll
+    for (int i = 0; i < kSums; i += 4) {
+      const float4 four = __ldcg(left + i / 4 * 128);
+      sums[i] += four.x;
+      sums[i + 1] += four.y;
+      sums[i + 2] += four.z;
+      sums[i + 3] += four.w;
+    }
+  }
+
+  // How many of the tile's pairs have left their sums, for all of the warpgroup; what they left can
+  // be read then. `add`: 1 once this one has left its own, which are not counted.
+  __device__ __forceinline__ unsigned arrived(int tile, unsigned add) const {
+    __threadfence();
+    warpgroup_sync(number);
+    if (warp == 0 && lane == 0) {
+      shared.before[number] =
+          atomicAdd(task.arrived + (tile * kPair + place.rank) * kConsumers + number, add);
+    }
+    warpgroup_sync(number);
+    __threadfence();
+    return shared.before[number];
+  }
+
+  // Whoever comes last adds up, in the order of the columns; two sums are the same in any order.
+  __device__ __forceinline__ void share(int tile) {
+    const int from = task.pair_of(tile * task.steps),
+              to = task.pair_of((tile + 1) * task.steps - 1);
+    const auto others = static_cast<unsigned>(to - from);
+    if (others == 1 && arrived(tile, 0) == 1) {
+      add(left_sums(from + to - place.pair, tile));
+      return finish(tile);
+    }
+    leave(tile);
+    if (arrived(tile, 1) != others) return;
+#pragma unroll
+    for (int i = 0; i < kSums; i++) sums[i] = 0;
+    for (int pair = from; pair <= to; pair++) add(left_sums(pair, tile));
+    finish(tile);
+  }
+
   __device__ __forceinline__ void run() {
-    for (int tile = place.first_tile; tile < task.tiles; tile += place.stride) {
-      multiply();
-      finish<0, wide>(tile);
-    }
-  }
-
-  // Where sums of the other half of steps lie: in stages, which nothing else uses any more.
-  __device__ __forceinline__ uint32_t exchange() const {
-    static_assert(sizeof(Shared::stages) >= kConsumers * 128 * kSums / 2 * sizeof(float));
-    return shared_address(shared.stages) + static_cast<uint32_t>(number) * (128 * kSums * 2) +
-           static_cast<uint32_t>(warp * 32 + lane) * 16;
-  }
-
-  // Sums that the block with the other half of steps is to store, to that one.
-  template <int from>
-  __device__ __forceinline__ void send() const {
-#pragma unroll
-    for (int i = 0; i < kSums / 2; i += 4) {
-      store_at(exchange() + i * 512, (place.first_rank ^ kPair) + place.row_rank, sums + from + i);
-    }
-  }
-
-  template <int from>
-  __device__ __forceinline__ void receive() {
-#pragma unroll
-    for (int i = 0; i < kSums / 2; i += 4) {
-      const uint4 four = shared_words(exchange() + i * 512);
-      sums[from + i] += __uint_as_float(four.x);
-      sums[from + i + 1] += __uint_as_float(four.y);
-      sums[from + i + 2] += __uint_as_float(four.z);
-      sums[from + i + 3] += __uint_as_float(four.w);
+    Segment part;
+    for (int unit = place.first; unit < place.last; unit += part.end - part.begin) {
+      part = place.segment(task, unit);
+      multiply(part.end - part.begin);
+      part.end - part.begin == task.steps ? finish(part.tile) : share(part.tile);
     }
   }
 };

@@ -1,4 +1,8 @@
-// How a product of many rows is cut into tiles, and how long that may take.
+// How a product of many rows is cut into tiles and shared out, and how long that may take.
+//
+// A unit is one step of a tile. Units are numbered along the columns first, and every pair of
+// blocks takes a share of them in a row: either whole tiles, or as many units as any other, so that
+// all end together, but sums of tiles that several pairs have go through the L2 cache.
 #pragma once
 
 #include <algorithm>
@@ -8,49 +12,48 @@
 namespace phiquant::cuda {
 
 inline constexpr int kPair = 2;          // blocks with the same rows of x, one tile above the other
-inline constexpr int kTileRows = 128;    // of the weight
+inline constexpr int kPanelRows = 128;   // of the weight
 inline constexpr int kStepColumns = 64;  // that are multiplied in one step
+inline constexpr int kMostParts = 4;     // pairs a tile, on average
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t steps_of(const Layout& layout) { return ceil_div(layout.columns, kStepColumns); }
 
-// Rows of x in a tile, and whether two pairs of blocks share its steps.
 struct Cut {
-  int wide;
-  bool split;
+  int wide;     // rows of x in a tile
+  bool shared;  // whether pairs may share tiles
 
-  int blocks() const { return split ? 2 * kPair : kPair; }  // of a cluster
   int64_t wide_tiles(const ProductTask& task) const { return ceil_div(task.m, wide); }
   int64_t tiles(const ProductTask& task) const {
-    return ceil_div(task.out_features, int64_t{kTileRows} * kPair) * wide_tiles(task);
+    return ceil_div(task.out_features, int64_t{kPanelRows} * kPair) * wide_tiles(task);
+  }
+  // What is given out: units, or all units of a tile at once.
+  int64_t grain(const ProductTask& task) const { return shared ? 1 : steps_of(task.layout); }
+  int64_t grains(const ProductTask& task) const {
+    return tiles(task) * steps_of(task.layout) / grain(task);
+  }
+  int64_t pairs(const ProductTask& task, int multiprocessors) const {
+    return std::min({int64_t{multiprocessors / kPair}, tiles(task) * kMostParts, grains(task)});
   }
 
-  // Clusters that run side by side; those of four may leave multiprocessors without three others.
-  int64_t at_once(int multiprocessors) const {
-    return split ? (multiprocessors - 4) / 4 : multiprocessors / kPair;
-  }
-  bool suits(const ProductTask& task, int multiprocessors) const {
-    return !split || (steps_of(task.layout) >= 16 && tiles(task) <= at_once(multiprocessors));
-  }
-
-  // From an H100: a step takes 0.75, 0.81 or 0.9 us, with deviations 15% more; 4 us to begin and
-  // end, 2 to exchange sums.
+  // From an H100: a step takes 0.68, 0.75, 0.81 or 0.9 us, with deviations 15% more; 4 us to begin
+  // and end, 6 to 18 more for sums through the L2 cache.
   double microseconds(const ProductTask& task, int multiprocessors) const {
-    const double step = 0.6 + 0.3 * wide / 256.0;
-    const double each = task.layout.deviation_bits == 0 ? step : step * 1.15;
-    const int64_t steps = steps_of(task.layout),
-                  rounds = ceil_div(tiles(task), at_once(multiprocessors));
-    return split ? 6 + static_cast<double>(ceil_div(steps, 2)) * each
-                 : 4 + static_cast<double>(rounds * steps) * each;
+    const double part = wide / 256.0;
+    const double step = (0.6 + 0.3 * part) * (task.layout.deviation_bits == 0 ? 1 : 1.15);
+    const int64_t steps = ceil_div(grains(task), pairs(task, multiprocessors)) * grain(task);
+    return (shared ? 6 + 16 * part : 4) + static_cast<double>(steps) * step;
   }
 };
 
 inline Cut best_cut(const ProductTask& task, int multiprocessors) {
   Cut best{256, false};
-  for (const Cut cut : {Cut{192, false}, Cut{128, false}, Cut{256, true}, Cut{128, true}}) {
-    if (cut.suits(task, multiprocessors) &&
-        cut.microseconds(task, multiprocessors) < best.microseconds(task, multiprocessors)) {
-      best = cut;
+  for (const int wide : {256, 192, 128, 64}) {
+    for (const bool shared : {false, true}) {
+      const Cut cut{wide, shared};
+      if (cut.microseconds(task, multiprocessors) < best.microseconds(task, multiprocessors)) {
+        best = cut;
+      }
     }
   }
   return best;

@@ -18,10 +18,12 @@ __device__ __forceinline__ void copy_stages(const TileTask& task, const BlockPla
   using Shared = TileShared<deviation, wide>;
   constexpr int kHalf = wide / kPair;
   Ring<Shared::kStages> ring;
-  for (int tile = place.first_tile; tile < task.tiles; tile += place.stride) {
-    const int row = static_cast<int>(place.weight_row(task, tile));
-    const int half = static_cast<int>(place.x_row(task, tile, wide) + place.row_rank * kHalf);
-    for (int step = place.begin; step < place.end; step++) {
+  Segment part;
+  for (int unit = place.first; unit < place.last; unit += part.end - part.begin) {
+    part = place.segment(task, unit);
+    const int row = static_cast<int>(place.weight_row(task, part.tile));
+    const int half = static_cast<int>(place.x_row(task, part.tile, wide) + place.rank * kHalf);
+    for (int step = part.begin; step < part.end; step++) {
       auto& stage = shared.stages[ring.stage];
       const uint32_t full = shared_address(&shared.full[ring.stage]);
       wait_for(shared_address(&shared.empty[ring.stage]), ring.parity ^ 1);
@@ -30,8 +32,8 @@ __device__ __forceinline__ void copy_stages(const TileTask& task, const BlockPla
       if constexpr (deviation > 0) {
         copy_box(shared_address(stage.high), high, step * plane_bytes(deviation), row, full);
       }
-      copy_box_to(3u << place.first_rank, shared_address(stage.x) + place.row_rank * (kHalf * 128),
-                  x, step * kStepColumns, half, full);
+      copy_box_to(3u, shared_address(stage.x) + place.rank * (kHalf * 128), x, step * kStepColumns,
+                  half, full);
       ring.advance();
     }
   }
@@ -49,12 +51,13 @@ struct LevelMaker {
   Shared& shared;
   int row;  // of the tile, a lane's first
 
-  __device__ __forceinline__ void load(int64_t first, int step, uint32_t (&words)[kEach]) const {
+  __device__ __forceinline__ void load(int64_t first, int step, int end,
+                                       uint32_t (&words)[kEach]) const {
 #pragma unroll
     for (int i = 0; i < kEach; i++) {
       const int64_t at = first + row + 32 * i;
       words[i] = 0x400;  // some scale
-      if (at < task.out_features && step < place.end)
+      if (at < task.out_features && step < end)
         words[i] = __ldg(task.scale + at * task.groups + (step >> task.step_shift));
     }
   }
@@ -77,21 +80,23 @@ struct LevelMaker {
 
   __device__ __forceinline__ void run() const {
     Ring<Shared::kStages> ring;
-    for (int tile = place.first_tile; tile < task.tiles; tile += place.stride) {
-      const int64_t first = place.weight_row(task, tile);
+    Segment part;
+    for (int unit = place.first; unit < place.last; unit += part.end - part.begin) {
+      part = place.segment(task, unit);
+      const int64_t first = place.weight_row(task, part.tile);
       uint32_t words[kAhead][kEach];
 #pragma unroll
-      for (int i = 0; i < kAhead; i++) load(first, place.begin + i, words[i]);
-      for (int step = place.begin; step < place.end; step += kAhead) {
+      for (int i = 0; i < kAhead; i++) load(first, part.begin + i, part.end, words[i]);
+      for (int step = part.begin; step < part.end; step += kAhead) {
 #pragma unroll
         for (int i = 0; i < kAhead; i++) {
-          if (step + i >= place.end) break;
+          if (step + i >= part.end) break;
           wait_for(shared_address(&shared.empty[ring.stage]), ring.parity ^ 1);
 #pragma unroll
           for (int j = 0; j < kEach; j++) store(ring.stage, row + 32 * j, words[i][j]);
           __syncwarp();
           if ((threadIdx.x & 31) == 0) arrive(shared_address(&shared.full[ring.stage]));
-          load(first, step + i + kAhead, words[i]);
+          load(first, step + i + kAhead, part.end, words[i]);
           ring.advance();
         }
       }

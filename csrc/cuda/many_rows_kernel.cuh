@@ -53,9 +53,7 @@ __device__ __forceinline__ void fill(const TileTask& task, const BlockPlace& pla
 
 #endif
 
-// `split`: whether two pairs of blocks share the steps of a tile; each stores half of its rows of
-// x.
-template <class T, int deviation, int wide, bool split>
+template <class T, int deviation, int wide>
 __global__ void __launch_bounds__(kTileThreads, 1)
     multiply_tiles(const __grid_constant__ CUtensorMap x, const __grid_constant__ CUtensorMap index,
                    const __grid_constant__ CUtensorMap high,
@@ -63,36 +61,18 @@ __global__ void __launch_bounds__(kTileThreads, 1)
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(1024) uint8_t memory[];
   auto& shared = *reinterpret_cast<TileShared<deviation, wide>*>(memory);
-  const BlockPlace place = BlockPlace::of<split>(task, cluster_rank());
+  const BlockPlace place = BlockPlace::of(task, cluster_rank());
   const int warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 32, 0);
   const int lane = static_cast<int>(threadIdx.x) & 31;
   prepare<deviation, wide>(shared);
   if (warp >= kConsumers * 4) {
     give_registers<56>();
     fill<T, deviation, wide>(task, place, &x, &index, &high, shared, warp - kConsumers * 4, lane);
-    cluster_sync();
-    if constexpr (split) cluster_sync();
   } else {
     take_registers<224>();
-    Consumer<T, deviation, wide> consumer(task, place, shared, warp, lane);
-    if constexpr (split) {
-      constexpr int kHalf = wide / 4;  // of a thread's sums
-      consumer.multiply();
-      cluster_sync();
-      place.half == 0 ? consumer.template send<kHalf>() : consumer.template send<0>();
-      cluster_sync();
-      if (place.half == 0) {
-        consumer.template receive<0>();
-        consumer.template finish<0, wide / 2>(place.first_tile);
-      } else {
-        consumer.template receive<kHalf>();
-        consumer.template finish<wide / 2, wide>(place.first_tile);
-      }
-    } else {
-      consumer.run();
-      cluster_sync();  // a block's barriers outlive the last arrivals of the other
-    }
+    Consumer<T, deviation, wide>(task, place, shared, warp, lane).run();
   }
+  cluster_sync();  // a block's barriers outlive the last arrivals of the other
 #endif
 }
 

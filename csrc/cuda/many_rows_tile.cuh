@@ -1,4 +1,4 @@
-// What a block of many_rows_kernel.cuh keeps in shared memory, and which tiles it takes.
+// What a block of many_rows_kernel.cuh keeps in shared memory, and which units it takes.
 #pragma once
 
 #include "many_rows_cut.h"
@@ -7,7 +7,7 @@
 namespace phiquant::cuda {
 
 inline constexpr int kConsumers = 2;  // warpgroups that multiply, half of the tile's rows each
-inline constexpr int kConsumerRows = kTileRows / kConsumers;
+inline constexpr int kConsumerRows = kPanelRows / kConsumers;
 inline constexpr int kTileThreads = 128 * (kConsumers + 1);
 inline constexpr int kOutRows = 64;   // of the result that are put together at a time
 inline constexpr int kRoom = 232448;  // bytes that a block of a Hopper GPU can have
@@ -20,9 +20,9 @@ struct TileShared {
   // Rows of 128 bytes, and of 32, as copies swizzle them.
   struct Stage {
     uint8_t x[wide * kStepColumns * 2];
-    uint8_t index[kTileRows * plane_bytes(4)];
-    uint8_t high[deviation == 0 ? 1024 : kTileRows * plane_bytes(deviation)];
-    uint8_t levels[kTileRows * (deviation == 0 ? 32 : 16)];
+    uint8_t index[kPanelRows * plane_bytes(4)];
+    uint8_t high[deviation == 0 ? 1024 : kPanelRows * plane_bytes(deviation)];
+    uint8_t levels[kPanelRows * (deviation == 0 ? 32 : 16)];
   };
   static constexpr uint32_t kCopied =
       sizeof(Stage::x) + sizeof(Stage::index) + (deviation == 0 ? 0 : sizeof(Stage::high));
@@ -34,6 +34,7 @@ struct TileShared {
   uint8_t out[kConsumers][kOutRows * kConsumerRows * 2];
   uint64_t full[kStages], empty[kStages];
   Bend bends[kBendCount];
+  unsigned before[kConsumers];  // how many had left their sums of a tile
 };
 
 // What a kernel is told apart from its maps.
@@ -43,40 +44,52 @@ struct TileTask {
   const void* bias;
   void* out;
   int64_t out_features, m;
-  int steps;       // of 64 columns
-  int step_shift;  // steps of a group, as a power of two
-  int groups;      // of a row
-  int wide_tiles;  // over the rows of x
-  int tiles;       // of a pair of blocks
-  bool aligned;    // whether 8 results of a row can be stored at once
-  uint32_t magic;  // kMagic: if the compiler knew it, it would load every selector of bytes
-  uint32_t none;   // 0, likewise
+  int steps;          // of 64 columns
+  int step_shift;     // steps of a group, as a power of two
+  int groups;         // of a row
+  int wide_tiles;     // over the rows of x
+  int grain;          // units that are given out together
+  int share, longer;  // grains of a pair of blocks, and how many pairs take one more
+  float4* partial;    // sums of shared tiles, two tiles a block
+  unsigned* arrived;  // how many have left theirs, of 64 rows of a tile; zeros
+  bool aligned;       // whether 8 results of a row can be stored at once
+  uint32_t magic;     // kMagic: if the compiler knew it, it would load every selector of bytes
+  uint32_t none;      // 0, likewise
+
+  // The first pairs take one grain more than the others.
+  __device__ __forceinline__ int first_unit(int pair) const {
+    return (pair * share + min(pair, longer)) * grain;
+  }
+  // Where grains are units.
+  __device__ __forceinline__ int pair_of(int unit) const {
+    const int rest = unit - longer * (share + 1);
+    return rest < 0 ? unit / (share + 1) : longer + rest / share;
+  }
 };
 
-// Which steps and tiles a block takes. If steps are split, a cluster has two pairs of blocks, one
-// for each half of them, and one tile.
-struct BlockPlace {
-  uint32_t row_rank, half, first_rank;  // in its pair; the pair's, and that of its first block
-  int first_tile, stride;               // of the pair
-  int begin, end;                       // steps
+// Steps of one tile that a pair takes.
+struct Segment {
+  int tile, begin, end;
+};
 
-  template <bool split>
+// Which units a block takes, with the other one of its pair.
+struct BlockPlace {
+  uint32_t rank;  // in its pair
+  int pair, first, last;
+
   __device__ __forceinline__ static BlockPlace of(const TileTask& task, uint32_t rank) {
-    constexpr int kBlocks = split ? 2 * kPair : kPair;
-    const uint32_t half = split ? rank / kPair : 0;
-    const int middle = (task.steps + 1) / 2;
-    return {rank % kPair,
-            half,
-            half * kPair,
-            static_cast<int>(blockIdx.x) / kBlocks,
-            static_cast<int>(gridDim.x) / kBlocks,
-            half == 0 ? 0 : middle,
-            split && half == 0 ? middle : task.steps};
+    const int pair = static_cast<int>(blockIdx.x) / kPair;
+    return {rank, pair, task.first_unit(pair), task.first_unit(pair + 1)};
+  }
+
+  __device__ __forceinline__ Segment segment(const TileTask& task, int unit) const {
+    const int tile = unit / task.steps, begin = unit - tile * task.steps;
+    return {tile, begin, min(task.steps, begin + last - unit)};
   }
 
   // The tile's first row of the weight in this block, and of x.
   __device__ __forceinline__ int64_t weight_row(const TileTask& task, int tile) const {
-    return (int64_t{tile / task.wide_tiles} * kPair + row_rank) * kTileRows;
+    return (int64_t{tile / task.wide_tiles} * kPair + rank) * kPanelRows;
   }
   // These change first, so that codes come from memory once.
   __device__ __forceinline__ static int64_t x_row(const TileTask& task, int tile, int wide) {

@@ -45,9 +45,12 @@ __device__ __forceinline__ uint32_t kept(uint32_t held, uint32_t next, uint32_t 
 template <class T, int wide>
 struct WideProduct;
 
+#define PHIQUANT_NAMES_32                                                  \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define PHIQUANT_NAMES_64                                                            \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "           \
-  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
+  PHIQUANT_NAMES_32                                                                  \
+  ", "                                                                               \
   "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
   "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 #define PHIQUANT_NAMES_96                                                            \
@@ -62,14 +65,15 @@ struct WideProduct;
   "%111, "                                                                                     \
   "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, " \
   "%127"
-#define PHIQUANT_SUMS_8(i)                                                                       \
+#define PHIQUANT_8_SUMS(i)                                                                       \
   "+f"(sums[i + 0]), "+f"(sums[i + 1]), "+f"(sums[i + 2]), "+f"(sums[i + 3]), "+f"(sums[i + 4]), \
       "+f"(sums[i + 5]), "+f"(sums[i + 6]), "+f"(sums[i + 7])
-#define PHIQUANT_SUMS_32(i) \
-  PHIQUANT_SUMS_8(i), PHIQUANT_SUMS_8(i + 8), PHIQUANT_SUMS_8(i + 16), PHIQUANT_SUMS_8(i + 24)
-#define PHIQUANT_SUMS_64 PHIQUANT_SUMS_32(0), PHIQUANT_SUMS_32(32)
-#define PHIQUANT_SUMS_96 PHIQUANT_SUMS_64, PHIQUANT_SUMS_32(64)
-#define PHIQUANT_SUMS_128 PHIQUANT_SUMS_96, PHIQUANT_SUMS_32(96)
+#define PHIQUANT_32_SUMS(i) \
+  PHIQUANT_8_SUMS(i), PHIQUANT_8_SUMS(i + 8), PHIQUANT_8_SUMS(i + 16), PHIQUANT_8_SUMS(i + 24)
+#define PHIQUANT_SUMS_32 PHIQUANT_32_SUMS(0)
+#define PHIQUANT_SUMS_64 PHIQUANT_32_SUMS(0), PHIQUANT_32_SUMS(32)
+#define PHIQUANT_SUMS_96 PHIQUANT_SUMS_64, PHIQUANT_32_SUMS(64)
+#define PHIQUANT_SUMS_128 PHIQUANT_SUMS_96, PHIQUANT_32_SUMS(96)
 
 // `count` sums; then %count .. %count + 3 are the weights, and the descriptor and `add` follow.
 #define PHIQUANT_WIDE_PRODUCT(T, type, wide, count, a, b, adds)                               \
@@ -86,6 +90,7 @@ struct WideProduct;
     }                                                                                         \
   };
 #define PHIQUANT_WIDE_PRODUCTS(T, type)                                         \
+  PHIQUANT_WIDE_PRODUCT(T, type, 64, 32, "%32, %33, %34, %35", "%36", "%37")    \
   PHIQUANT_WIDE_PRODUCT(T, type, 128, 64, "%64, %65, %66, %67", "%68", "%69")   \
   PHIQUANT_WIDE_PRODUCT(T, type, 192, 96, "%96, %97, %98, %99", "%100", "%101") \
   PHIQUANT_WIDE_PRODUCT(T, type, 256, 128, "%128, %129, %130, %131", "%132", "%133")
