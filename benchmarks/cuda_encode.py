@@ -26,7 +26,7 @@ from phiquant.codec import Layout
 SHAPE = "14336x4096"  # outputs x inputs
 _CHECKED = 256  # rows
 _REPEATS = 7
-_LAYERS = 16
+_LAYERS = 32
 phi = torch.ops.phiquant
 
 

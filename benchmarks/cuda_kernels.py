@@ -145,11 +145,12 @@ def main() -> None:
         for shape in options.shapes:
             mine, missing = measure(shape, options.rows, bandwidth, options.only)
             found += mine
+            print(report(mine, options.rows), flush=True)
             if "phiquant" in options.only:
                 decoding += measure_decoding(shape, bandwidth)
     about = gpu_environment("benchmarks.cuda_kernels")
     about["copy_tb_per_s"] = bandwidth / 1e12
-    print(json.dumps(about, indent=1), report(found, options.rows), sep="\n")
+    print(json.dumps(about, indent=1))
     print("\ndecoding to bf16")
     print(table(["shape", "tier", "us", "of copy"], (list(row.values()) for row in decoding)))
     print(*(f"not measured: {reason}" for reason in missing), sep="\n")

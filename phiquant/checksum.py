@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 SIZE = 16  # bytes
+_THREADS = 16
 PART = 1 << 20  # weights that are looked at together: of these, a CPU's caches hold much
 PART_ON_A_GPU = 1 << 25  # where each part costs a thousand times what it takes to start a kernel
 
@@ -60,7 +61,7 @@ class Hashing:
     """
 
     def __init__(self, threads: int | None = None) -> None:
-        count = threads or min(8, os.cpu_count() or 1)
+        count = threads or min(_THREADS, os.cpu_count() or 1)
         self._threads = ThreadPoolExecutor(count, "phiquant-checksum")
         self._rooms: SimpleQueue[Tensor] = SimpleQueue()
         self._made: list[tuple[Tensor, Future[Tensor]]] = []
@@ -98,7 +99,7 @@ _hashing: ContextVar[Hashing | None] = ContextVar("phiquant_hashing", default=No
 def in_background() -> Iterator[None]:
     """Within, :func:`of_weight` of a weight on a GPU is filled in when this ends, and not before.
 
-    One thread takes some twenty times as long for a checksum as a GPU for the planes.
+    One thread takes a hundred times as long for a checksum as a GPU for the planes.
     """
     hashing = Hashing()
     before = _hashing.set(hashing)

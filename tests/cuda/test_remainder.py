@@ -241,6 +241,7 @@ def test_on_a_stream_of_its_own() -> None:
     with torch.cuda.stream(stream):
         torch.cuda._sleep(20_000_000)
         found = encoded(half * 2, there, layout)
+    stream.synchronize()
     assert all(torch.equal(a.cpu(), b) for a, b in zip(found, wanted[4:], strict=True))
 
 
