@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.contenders import Contender, Operands, asymmetric_int4, encode, settings
-from benchmarks.unavailable import Unavailable
+from benchmarks.contenders import Contender, Operands, encode, settings
+from benchmarks.cuda_peers import PEERS
 from phiquant.codec import Layout
 
-GROUP = 64
 CUBLAS = "torch bf16 (cuBLAS)"
 phi = torch.ops.phiquant
 _HALF = torch.bfloat16
@@ -22,38 +21,6 @@ _HALF = torch.bfloat16
 def cublas(weight: Tensor) -> Iterator[Contender]:
     half = weight.to("cuda", _HALF)
     yield Contender(CUBLAS, functional.linear, (half,), half.float, _HALF)
-
-
-def tinygemm(weight: Tensor) -> Iterator[Contender]:
-    levels, scale, middle = asymmetric_int4(weight)
-    pairs = (levels[:, ::2] << 4 | levels[:, 1::2]).to("cuda", torch.uint8)
-    packed = torch._convert_weight_to_int4pack(pairs, 8)
-    both = torch.stack([scale.T, middle.T], dim=-1).contiguous().cuda()
-
-    def dequantize() -> Tensor:
-        centred = (levels - 8).unflatten(1, (-1, GROUP))
-        return (centred * scale.float()[..., None] + middle.float()[..., None]).flatten(1).cuda()
-
-    def product(x: Tensor, packed: Tensor, both: Tensor) -> Tensor:
-        return torch._weight_int4pack_mm(x, packed, GROUP, both)
-
-    yield Contender("torch int4pack g64", product, (packed, both), dequantize, _HALF)
-
-
-def bitsandbytes_nf4(weight: Tensor) -> Iterator[Contender]:
-    try:
-        import bitsandbytes
-        from bitsandbytes import functional as nf4
-    except ImportError as missing:
-        raise Unavailable("bitsandbytes NF4: pip install bitsandbytes") from missing
-    codes, state = nf4.quantize_4bit(weight.to("cuda", _HALF), blocksize=GROUP, quant_type="nf4")
-
-    def product(x: Tensor, codes: Tensor, absmax: Tensor) -> Tensor:
-        state.absmax = absmax
-        return bitsandbytes.matmul_4bit(x, codes.t(), quant_state=state)
-
-    decoded = nf4.dequantize_4bit(codes, state).float()
-    yield Contender("bitsandbytes NF4", product, (codes, state.absmax), lambda: decoded, _HALF)
 
 
 def phiquant(weight: Tensor) -> Iterator[Contender]:
@@ -68,8 +35,7 @@ def phiquant(weight: Tensor) -> Iterator[Contender]:
 
 def planes_of(weight: Tensor, name: str, layout: Layout) -> Contender:
     fit = "joint" if layout.deviation_bits else "index"
-    planes = encode(weight, layout, fit)
-    there: Operands = tuple(None if plane is None else plane.cuda() for plane in planes)
+    planes: Operands = tuple(encode(weight.cuda(), layout, fit))
     arguments = (layout.columns, *settings(layout))
 
     def product(x: Tensor, *planes: Tensor | None) -> Tensor:
@@ -77,14 +43,12 @@ def planes_of(weight: Tensor, name: str, layout: Layout) -> Contender:
 
     @cache
     def dequantize() -> Tensor:
-        return phi.decode(*there, *arguments, torch.float32)
+        return phi.decode(*planes, *arguments, torch.float32)
 
-    return Contender(name, product, there, dequantize, _HALF)
+    return Contender(name, product, planes, dequantize, _HALF)
 
 
-BUILDERS: tuple[Callable[[Tensor], Iterator[Contender]], ...] = (
-    cublas,
-    tinygemm,
-    bitsandbytes_nf4,
-    phiquant,
-)
+# By the names that `--only` takes. What it is compared with comes first.
+BUILDERS: dict[str, Callable[[Tensor], Iterator[Contender]]] = {
+    of.__name__: of for of in (cublas, *PEERS, phiquant)
+}

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,9 +27,10 @@ from benchmarks.cuda_decoder import (
     decoded,
     random_llama,
 )
+from benchmarks.cuda_options import gpu_environment, gpu_parser, parsed
 from benchmarks.cuda_profile import profile
-from benchmarks.reporting import Verdict, environment, save, table
-from phiquant import ops, view
+from benchmarks.reporting import Verdict, save, table
+from phiquant import view
 
 GOALS = {"phiquant index": 2.6, "phiquant index+4": 1.7}  # times as fast as bf16
 
@@ -124,8 +124,7 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="also write the results there")
+    parser = gpu_parser(__doc__)
     parser.add_argument("--layers", type=int, default=LLAMA_8B_LAYERS)
     parser.add_argument("--tiers", nargs="+", choices=list(TIERS), default=list(TIERS)[:2])
     parser.add_argument("--tokens", type=int, default=100)
@@ -134,16 +133,12 @@ def arguments() -> argparse.Namespace:
         "--torch-graphs", action="store_true", help='also mode="reduce-overhead" (minutes)'
     )
     parser.add_argument("--kernels", action="store_true", help="also list the longest kernels")
-    options = parser.parse_args()
-    if not torch.cuda.is_available() or not ops.compiled_cuda:
-        parser.error(f"needs a GPU and phiquant's kernels for it: {ops.why_not_compiled_cuda}")
-    return options
+    return parsed(parser)
 
 
 def main() -> None:
     options = arguments()
-    about = environment("benchmarks.cuda_decode")
-    about["gpu"], about["cuda"] = torch.cuda.get_device_name(), torch.version.cuda
+    about = gpu_environment("benchmarks.cuda_decode")
     about["model"] = LLAMA_8B | {"num_hidden_layers": options.layers}
     print(json.dumps(about, indent=1), flush=True)
     rows = run(options)

@@ -12,21 +12,21 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.contenders import settings
-from benchmarks.reporting import environment, save, table
-from phiquant import PhiConfig, ops, quantize_
+from benchmarks.cuda_options import gpu_environment, gpu_parser, parsed
+from benchmarks.reporting import save, table
+from phiquant import PhiConfig, quantize_
 from phiquant.codec import Layout
 
 SHAPE = "14336x4096"  # outputs x inputs
 _CHECKED = 256  # rows
 _REPEATS = 7
-_LAYERS = 4
+_LAYERS = 32
 phi = torch.ops.phiquant
 
 
@@ -36,16 +36,33 @@ def layouts(columns: int) -> dict[str, Layout]:
         for bits in (0, 2, 4, 8)
     }
     exact = Layout(columns, exponent=-10, stored_dtype=torch.bfloat16)
-    return lossy | {"exact, without the remainder": exact}
+    golden = Layout(columns, grid="golden", exponent=-10)
+    return lossy | {"golden, index+4": golden, "exact, all but the remainder": exact}
+
+
+def remainder_layouts(columns: int) -> dict[str, Layout]:
+    return {
+        f"remainder, index+{bits}": Layout(
+            columns, 4, bits, exponent=-10, stored_dtype=torch.bfloat16
+        )
+        for bits in (4, 8)
+    }
+
+
+def lossy_planes(weight: Tensor, layout: Layout) -> tuple[Tensor | None, ...]:
+    planes = phi.encode(weight, None, *settings(layout), "joint")
+    return tuple(plane if plane.shape[-1] else None for plane in planes)
 
 
 def check(name: str, weight: Tensor, layout: Layout) -> None:
     """Raises `AssertionError` if a plane differs from the CPU's."""
-    part = weight[:_CHECKED]
-    found = phi.encode(part, None, *settings(layout), "joint")
-    wanted = phi.encode(part.cpu(), None, *settings(layout), "joint")
+    on_gpu, on_cpu = weight[:_CHECKED], weight[:_CHECKED].cpu()
+    found, wanted = (lossy_planes(part, layout) for part in (on_gpu, on_cpu))
+    if layout.stored_dtype is not None:
+        found += phi.encode_remainder(on_gpu, *found, *settings(layout))
+        wanted += phi.encode_remainder(on_cpu, *wanted, *settings(layout))
     for plane, other in zip(found, wanted, strict=True):
-        assert torch.equal(plane.cpu(), other), name
+        assert plane is other or torch.equal(plane.cpu(), other), name
 
 
 def seconds(run: Callable[[], object]) -> float:
@@ -60,6 +77,10 @@ def seconds(run: Callable[[], object]) -> float:
     return statistics.median(taken)
 
 
+def row(what: str, taken: float, weights: int) -> dict[str, Any]:
+    return {"what": what, "ms": taken * 1e3, "g_per_s": weights / taken / 1e9}
+
+
 def measure_op(shape: str) -> list[dict[str, Any]]:
     outputs, inputs = map(int, shape.split("x"))
     weight = (torch.randn(outputs, inputs, device="cuda") * 0.02).bfloat16()
@@ -67,8 +88,12 @@ def measure_op(shape: str) -> list[dict[str, Any]]:
     for name, layout in layouts(inputs).items():
         check(name, weight, layout)
         given = (weight, None, *settings(layout), "joint")
-        taken = seconds(lambda given=given: phi.encode(*given))
-        found.append({"what": name, "ms": taken * 1e3, "g_per_s": weight.numel() / taken / 1e9})
+        found.append(row(name, seconds(lambda given=given: phi.encode(*given)), weight.numel()))
+    for name, layout in remainder_layouts(inputs).items():
+        check(name, weight, layout)
+        planes = (weight, *lossy_planes(weight, layout), *settings(layout))
+        taken = seconds(lambda given=planes: phi.encode_remainder(*given))
+        found.append(row(name, taken, weight.numel()))
     return found
 
 
@@ -86,28 +111,20 @@ def measure_model(shape: str) -> list[dict[str, Any]]:
             quantize_(model, config, progress=False)
             torch.cuda.synchronize()
             taken = time.perf_counter() - start
-        weights = _LAYERS * outputs * inputs
-        found.append(
-            {"what": f"quantize_, {name}", "ms": taken * 1e3, "g_per_s": weights / taken / 1e9}
-        )
+        found.append(row(f"quantize_, {name}", taken, _LAYERS * outputs * inputs))
     return found
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="also write the results there")
+    parser = gpu_parser(__doc__)
     parser.add_argument("--shape", default=SHAPE, help="outputs x inputs")
-    options = parser.parse_args()
-    if not torch.cuda.is_available() or not ops.compiled_cuda:
-        parser.error(f"needs a GPU and phiquant's kernels for it: {ops.why_not_compiled_cuda}")
-    return options
+    return parsed(parser)
 
 
 def main() -> None:
     options = arguments()
     torch.manual_seed(0)
-    about = environment("benchmarks.cuda_encode")
-    about["gpu"], about["cuda"] = torch.cuda.get_device_name(), torch.version.cuda
+    about = gpu_environment("benchmarks.cuda_encode")
     found = measure_op(options.shape) + measure_model(options.shape)
     print(json.dumps(about, indent=1))
     print(table(["what", "ms", "G weights/s"], (list(row.values()) for row in found)))

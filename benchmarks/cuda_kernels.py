@@ -2,25 +2,26 @@
 
 bf16 rows. Each contender's product is checked against the fp32 product of the weights that it
 stands for; then it is timed in a CUDA graph over copies of its weights that together exceed the L2
-cache five times. A copy is timed in the same run: bytes are compared with what it moved.
+cache five times. A copy is timed in the same run: bytes are compared with what it moved. Peers that
+are not installed are named, with what installs them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.contenders import Contender, Operands, build, error, settings
-from benchmarks.cuda_contenders import BUILDERS, CUBLAS
+from benchmarks.cuda_contenders import BUILDERS, CUBLAS, phiquant
+from benchmarks.cuda_options import gpu_environment, gpu_parser, parsed
 from benchmarks.cuda_timing import copy_bandwidth, microseconds
-from benchmarks.reporting import environment, save, table
-from phiquant import ops
+from benchmarks.reporting import save, table
 from phiquant.codec import Layout
 
 SHAPES = ("14336x4096", "8192x8192")  # outputs x inputs
@@ -44,7 +45,7 @@ def time_product(contender: Contender, x: Tensor) -> float:
 
 
 def measure(
-    shape: str, many: list[int], bandwidth: float
+    shape: str, many: list[int], bandwidth: float, only: list[str]
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """A row for each contender and number of rows; and who is missing.
 
@@ -52,7 +53,8 @@ def measure(
         AssertionError: a contender's product is not that of its weights.
     """
     outputs, inputs = map(int, shape.split("x"))
-    contenders, missing = build(torch.randn(outputs, inputs) * 0.02, BUILDERS)
+    chosen = [builder for name, builder in BUILDERS.items() if name in ("cublas", *only)]
+    contenders, missing = build(torch.randn(outputs, inputs) * 0.02, chosen)
     found, cublas = [], {}
     for contender in contenders:
         for rows in many:
@@ -72,13 +74,14 @@ def measure(
                     "of_copy": contender.read_bytes / time * 1e6 / bandwidth,
                 }
             )
+        print(f"{shape}: {contender.name}", file=sys.stderr, flush=True)
     return found, missing
 
 
 def measure_decoding(shape: str, bandwidth: float) -> list[dict[str, Any]]:
     """Decoding to bf16 of each tier, checked against the fp32 decode."""
     outputs, inputs = map(int, shape.split("x"))
-    contenders, _ = build(torch.randn(outputs, inputs) * 0.02, BUILDERS[-1:])
+    contenders, _ = build(torch.randn(outputs, inputs) * 0.02, [phiquant])
     found = []
     for contender in contenders:
         name = contender.name.removeprefix("phiquant ")
@@ -120,14 +123,17 @@ def report(found: list[dict[str, Any]], many: list[int]) -> str:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="also write the results there")
+    parser = gpu_parser(__doc__)
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), help="outputs x inputs")
     parser.add_argument("--rows", nargs="+", type=int, default=list(ROWS))
-    options = parser.parse_args()
-    if not torch.cuda.is_available() or not ops.compiled_cuda:
-        parser.error(f"needs a GPU and phiquant's kernels for it: {ops.why_not_compiled_cuda}")
-    return options
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=list(BUILDERS),
+        default=list(BUILDERS),
+        help="these alone; cublas is always timed, since others are compared with it",
+    )
+    return parsed(parser)
 
 
 def main() -> None:
@@ -137,14 +143,14 @@ def main() -> None:
     with torch.inference_mode():
         bandwidth = copy_bandwidth()
         for shape in options.shapes:
-            mine, missing = measure(shape, options.rows, bandwidth)
+            mine, missing = measure(shape, options.rows, bandwidth, options.only)
             found += mine
-            decoding += measure_decoding(shape, bandwidth)
-    about = environment("benchmarks.cuda_kernels")
-    about["gpu"] = torch.cuda.get_device_name()
-    about["cuda"] = torch.version.cuda
+            print(report(mine, options.rows), flush=True)
+            if "phiquant" in options.only:
+                decoding += measure_decoding(shape, bandwidth)
+    about = gpu_environment("benchmarks.cuda_kernels")
     about["copy_tb_per_s"] = bandwidth / 1e12
-    print(json.dumps(about, indent=1), report(found, options.rows), sep="\n")
+    print(json.dumps(about, indent=1))
     print("\ndecoding to bf16")
     print(table(["shape", "tier", "us", "of copy"], (list(row.values()) for row in decoding)))
     print(*(f"not measured: {reason}" for reason in missing), sep="\n")

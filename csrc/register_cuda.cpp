@@ -5,9 +5,11 @@
 #include "binding/cuda_encode.h"
 #include "binding/cuda_grouped.h"
 #include "binding/cuda_linear.h"
+#include "binding/cuda_remainder.h"
 
 STABLE_TORCH_LIBRARY_IMPL(phiquant, CUDA, m) {
   m.impl("encode", TORCH_BOX(&phiquant::cuda::encode_weight));
+  m.impl("encode_remainder", TORCH_BOX(&phiquant::cuda::encode_remainder));
   m.impl("decode", TORCH_BOX(&phiquant::cuda::decode_planes));
   m.impl("linear", TORCH_BOX(&phiquant::cuda::linear));
   m.impl("linear_int8", TORCH_BOX(&phiquant::cuda::linear));

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from phiquant import ops as ops  # registers torch.ops.phiquant
-from phiquant.checksum import PART
+from phiquant.checksum import part_size
 from phiquant.codec import Layout, Planes
 from phiquant.codec.denormals import denormals_kept
 from phiquant.codec.exceptions import from_widened_bits, widened_bits
@@ -49,7 +49,7 @@ def narrowed(weight: Tensor) -> Tensor:
     """
     if weight.dtype != torch.float32:
         return weight
-    parts = weight.detach().reshape(-1).split(PART)
+    parts = weight.detach().reshape(-1).split(part_size(weight.device))
     with denormals_kept():
         narrow = _as_bfloat16(parts) or _as_float16(parts)
     return weight if narrow is None else torch.cat(narrow).view(weight.shape)

@@ -14,7 +14,7 @@ from torchao.quantization.transform_module import register_quantize_module_handl
 from tqdm import tqdm
 
 from phiquant.checks import check_weight
-from phiquant.checksum import PART
+from phiquant.checksum import in_background, part_size
 from phiquant.config import PhiConfig
 from phiquant.memory import FreedMemory
 from phiquant.plan import (
@@ -91,13 +91,14 @@ def quantize_(
         if slot.config is not None and slot.parameter is not None:
             check_weight(slot.parameter, slot.names[0], slot.config.exact)
     report, freed = Report(), FreedMemory()
-    with _progress_bar(slots, progress) as bar:
+    with _progress_bar(slots, progress) as bar, in_background():
         while slots:
             slot = slots.pop(0)
             planned = slot.config is not None
+            on_host = slot.parameter is not None and slot.parameter.is_cpu
             _add(report, slot, _compress(slot))
             if planned:
-                freed.add(slot.bytes)
+                freed.add(slot.bytes if on_host else 0)
                 bar.update(slot.bytes)
     freed.give_back()
     leave_nested_path(model)
@@ -191,11 +192,12 @@ def check_every_bit(original: Tensor, compressed: PhiTensor) -> None:
 
 def relative_error(original: Tensor, compressed: Tensor) -> float:
     """``|decoded - original| / |original|`` in the Frobenius norm, in fp32; 0 for a zero weight."""
-    error = size = 0.0
+    norms: list[Tensor] = []
     for part, decoded in _parts(original, cast(PhiTensor, compressed), torch.float32):
         part = part.float()
-        error += torch.linalg.vector_norm(decoded.sub_(part)).item() ** 2
-        size += torch.linalg.vector_norm(part).item() ** 2
+        norms += (torch.linalg.vector_norm(of) for of in (decoded.sub_(part), part))
+    found = torch.stack(norms).tolist()  # a GPU is waited for once
+    error, size = (sum(norm**2 for norm in found[which::2]) for which in (0, 1))
     return math.sqrt(error / size) if size > 0 else 0.0
 
 
@@ -209,7 +211,7 @@ def _parts(
         return
     if compressed.transposed:
         original, compressed = original.t(), cast(PhiTensor, compressed.t())
-    step = max(1, PART // compressed.columns)
+    step = max(1, part_size(original.device) // compressed.columns)
     for start in range(0, original.shape[0], step):
         part = cast(PhiTensor, compressed[start : start + step])
         yield original[start : start + step], part.dequantize(dtype)

@@ -208,7 +208,7 @@ group_size=64, grid='phi', dtype=torch.float32, device='cpu')
     def _decoded_parts(self) -> Iterator[Tensor]:
         """The stored weight in its stored dtype, some rows at a time."""
         rows = self._with(transposed=False, column_shape=()).view(-1, self.columns)
-        step = max(1, checksum.PART // self.columns)
+        step = max(1, checksum.part_size(self.device) // self.columns)
         for start in range(0, rows.shape[0], step):
             yield rows[start : start + step].dequantize(self.stored_dtype)
 

@@ -7,7 +7,7 @@ import hashlib
 import pytest
 import torch
 
-from phiquant.checksum import checksum, of_weight
+from phiquant.checksum import Hashing, checksum, of_weight
 from tests.support import DTYPES, weight, with_specials
 
 
@@ -33,3 +33,16 @@ def test_every_bit_counts() -> None:
     other[3, 63] = -0.0
     assert torch.equal(zeros, other)
     assert not torch.equal(of_weight(zeros), of_weight(other))
+
+
+def test_threads_make_the_same_of_weights_that_are_gone() -> None:
+    weights = [weight(8, 70 * i, seed=i) for i in range(1, 9)] + [
+        with_specials(weight(3, 64).half())
+    ]
+    expected = [of_weight(of) for of in weights]
+    hashing = Hashing(threads=2)
+    found = [hashing.add(of) for of in weights]
+    for of in weights:
+        of.zero_()
+    hashing.finish()
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

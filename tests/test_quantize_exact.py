@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import phiquant
-from phiquant import PhiConfig, encoding
+from phiquant import PhiConfig, checksum, encoding
 from phiquant import quantize as quantize_module
 from tests.support import DTYPES, TiedModel, noise, relative, same_bits, with_specials
 from tests.test_quantize import is_compressed
@@ -58,7 +58,7 @@ class TestExact:
         assert model[0].weight is kept
 
     def test_parts(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(quantize_module, "PART", 256)
+        monkeypatch.setattr(checksum, "PART", 256)
         model = nn.Linear(128, 15)
         kept = model.weight.data.clone()
         phiquant.quantize_(model, PhiConfig(exact=True))

@@ -42,19 +42,9 @@ inline std::tuple<Tensor, Tensor, Tensor, Tensor> encode_remainder(
   const Shape leading = leading_of("weight", weight);
   const Layout layout =
       make_layout(weight.sizes().back(), index_bits, deviation_bits, group_size, grid, exponent);
-  if (!stored_dtype.has_value()) {
-    fail("stored_dtype: expected " + dtype_text(weight.scalar_type()) +
-         ", as the weight, got None");
-  }
-  check_stored(weight, layout, stored_dtype);
+  const CheckedPlanes planes =
+      check_lossy_of(weight, layout, stored_dtype, {index, deviation, deviation_low, scale});
   check_cpu("weight", weight);
-  const GivenPlanes given{index,        deviation,    deviation_low, scale,
-                          std::nullopt, std::nullopt, std::nullopt,  std::nullopt};
-  const CheckedPlanes planes = check_planes(given, layout, std::nullopt);
-  if (planes.leading != leading) {
-    fail("weight.scale: expected leading dimensions " + tuple_text(leading) + ", got " +
-         tuple_text(planes.leading));
-  }
   const Tensor source = torch::stable::contiguous(weight);
   const Dtype stored = dtype_of("weight", *stored_dtype);
   const int64_t rows = planes.rows, blocks = rows * blocks_of(layout);

@@ -30,6 +30,23 @@ inline void check_stored(const Tensor& weight, const Layout& layout, const Optio
   }
 }
 
+// The lossy planes of a weight whose remainder is to be encoded.
+inline CheckedPlanes check_lossy_of(const Tensor& weight, const Layout& layout,
+                                    const OptionalDtype& stored, const GivenPlanes& given) {
+  if (!stored.has_value()) {
+    fail("stored_dtype: expected " + dtype_text(weight.scalar_type()) +
+         ", as the weight, got None");
+  }
+  check_stored(weight, layout, stored);
+  const CheckedPlanes planes = check_planes(given, layout, std::nullopt);
+  const Shape leading = leading_of("weight", weight);
+  if (planes.leading != leading) {
+    fail("weight.scale: expected leading dimensions " + tuple_text(leading) + ", got " +
+         tuple_text(planes.leading));
+  }
+  return planes;
+}
+
 [[noreturn]] inline void fail_not_finite() {
   fail("weight: holds a NaN or an infinity, expected finite values");
 }

@@ -190,6 +190,7 @@ __global__ void __launch_bounds__(kThreads) encode_groups(EncodeTask task, int64
   const T* const from = static_cast<const T*>(task.weight) + row * layout.columns + column;
   float above, below;
   const bool finite = load_weights(from, count, layout.group_size, lane, weight, &above, &below);
+  __syncwarp();  // shuffles alone do not order what lanes wrote before
   if (!finite && !task.exact) *task.fault = Fault::kNotFinite;
   above = maximum_of_group(above);
   below = maximum_of_group(below);

@@ -7,12 +7,13 @@
 
 namespace phiquant::cuda {
 
-// One lane's 16 weights: the ranks of their sub-cells' first floats with the sign of the weight in
-// the highest bit of `stored`, and the widths of their remainders, 0 from `count` on.
+// The sub-cells of one lane's 16 weights: the ranks of their first floats with the sign of the
+// weight in the highest bit of `stored`, and how many floats follow; false if the scale word is
+// none.
 template <Dtype stored, bool nibbles>
-__device__ __forceinline__ int read_run(const Layout& layout, const Planes& planes,
-                                        const GridTable& grid, int64_t octet, int count,
-                                        uint32_t (&first)[kRun], int (&width)[kRun]) {
+__device__ __forceinline__ bool read_subcells(const Layout& layout, const Planes& planes,
+                                              const GridTable& grid, int64_t octet,
+                                              uint32_t (&first)[kRun], int (&spare)[kRun]) {
   constexpr int kZeroCode = 120;  // of 4 + 4 bits
   constexpr uint32_t kSign = stored == Dtype::kFloat32 ? 0x80000000u : 0x8000u;
   const uint32_t word = planes.scale[octet >> octets_shift(layout)];
@@ -20,7 +21,6 @@ __device__ __forceinline__ int read_run(const Layout& layout, const Planes& plan
   const uint32_t turned = scale.value < 0 ? kSign : 0;
   const float size = fabsf(scale.value);
   const Bend bend = grid.bends[scale.bend];  // of the phi-grid
-  int total = 0;
 #pragma unroll
   for (int half = 0; half < kRun / kOctet; half++) {
     uint32_t codes[kOctet];
@@ -44,16 +44,35 @@ __device__ __forceinline__ int read_run(const Layout& layout, const Planes& plan
         below = side.below ? kSign : 0;
       }
       first[i] = cell.first + (below ^ turned);
-      width[i] = bit_length(cell.spare);
+      spare[i] = cell.spare;
     }
   }
+  return !isnan(size);
+}
+
+// The widths of remainders in these sub-cells, 0 from `count` on; returns their sum.
+__device__ __forceinline__ int widths_of(const int (&spare)[kRun], int count, int (&width)[kRun]) {
+#pragma unroll
+  for (int i = 0; i < kRun; i++) width[i] = bit_length(spare[i]);
   if (count < kRun) {
 #pragma unroll
     for (int i = 0; i < kRun; i++) width[i] = i < count ? width[i] : 0;
   }
+  int total = 0;
 #pragma unroll
   for (int i = 0; i < kRun; i++) total += width[i];
-  return isnan(size) ? kNoBits : total;
+  return total;
+}
+
+// What decoding wants of one lane's 16 weights: first floats as above, widths and their sum.
+template <Dtype stored, bool nibbles>
+__device__ __forceinline__ int read_run(const Layout& layout, const Planes& planes,
+                                        const GridTable& grid, int64_t octet, int count,
+                                        uint32_t (&first)[kRun], int (&width)[kRun]) {
+  int spare[kRun];
+  const bool good = read_subcells<stored, nibbles>(layout, planes, grid, octet, first, spare);
+  const int total = widths_of(spare, count, width);
+  return good ? total : kNoBits;
 }
 
 // What is known when a kernel of nibbles on the phi-grid is compiled.

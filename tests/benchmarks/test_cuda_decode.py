@@ -13,6 +13,7 @@ import torch
 
 from benchmarks import cuda_decode, cuda_decoder
 from benchmarks.cuda_decoder import PLAIN, TIERS, Decoder
+from phiquant import ops
 from tests.cuda.support import ON_A_GPU
 
 TINY: dict[str, Any] = {
@@ -93,7 +94,7 @@ class TestOnAGpu:
 
 def test_options(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(cuda_decode.ops, "compiled_cuda", True)
+    monkeypatch.setattr(ops, "compiled_cuda", True)
     monkeypatch.setattr(sys, "argv", ["cuda_decode", "--tiers", "phiquant exact"])
     options: argparse.Namespace = cuda_decode.arguments()
     assert options.tiers == ["phiquant exact"]
