@@ -5,11 +5,12 @@
 // at most, a group has 64, so that sums of a digit stay below 2^20 (7 2^13 + 15 2^13 on the way for
 // p, 84 2^13 for T), and of two digits below 2^28.
 //
-// Instructions for a word, 8 weights: 3 for indices, 7 for T: `prmt` looks up 4 of 8 bytes, and a
-// selector with its highest bit set gives the byte's sign, 8 times. So one table for indices below
-// 8 gives -1 or 0 for those above, one for these 0 for those below, as it holds nothing negative:
-// what is looked up for one weight adds up to T(p), and the tensor cores add. 3 operations take 16
-// weights of a lane.
+// Instructions for a word, 8 weights: 2 for indices, of which those in the upper halves of bytes
+// stay there and count 16 times; 7 for T: `prmt` looks up 4 of 8 bytes, and a selector with its
+// highest bit set gives the byte's sign, 8 times. So one table for indices below 8 gives -1 or 0
+// for those above, one for these 0 for those below, as it holds nothing negative: what is looked up
+// for one weight adds up to T(p), and the tensor cores add. 3 operations take 16 weights of a lane.
+// Logic and permutations go at half the rate: what multipliers can do instead is left to them.
 #pragma once
 
 #include "digits.cuh"
@@ -50,13 +51,15 @@ __device__ __forceinline__ uint32_t look_up(uint32_t low, uint32_t high, uint32_
   return found;
 }
 
-// Halves of tables. They come from memory: of a constant the compiler makes a copy for every look-up.
+// Constants that come from memory: of what it knows the compiler makes a copy for every look-up,
+// and no multiplication.
 struct Tables {
-  uint32_t low, high;
+  uint32_t low, high, minus_one;
 
   __device__ __forceinline__ void fill() {
     low = 0xF6ECDDC8;
     high = 0x0B050201;
+    minus_one = ~0u;
   }
 
   // T(p) for indices below 8: -56, -35, -20, -10, -4, -1, 0, 0.
@@ -68,28 +71,59 @@ struct Tables {
   __device__ __forceinline__ uint32_t above(uint32_t codes) const {
     return look_up(high, 0x54382415, codes);
   }
-};
-
-struct IndexSums {
-  IntSums p, t;
-
-  // One word of rows r and r + 8; x: digits of its weights 0 to 3, 4 to 7, the even, the odd ones.
-  __device__ __forceinline__ void add(const Tables& of, uint32_t upper, uint32_t lower,
-                                      const uint4& x) {
-    constexpr uint32_t kLow = 0x0F0F0F0F, kHighest = 0x88888888;
-    add_unsigned(&p, {upper & kLow, lower & kLow, upper >> 4 & kLow, lower >> 4 & kLow}, x.z, x.w);
-    add_signed(&t,
-               {of.below(upper), of.below(lower), of.below(upper >> 16), of.below(lower >> 16)},
-               x.x, x.y);
-    upper ^= kHighest;
-    lower ^= kHighest;
-    add_signed(&t,
-               {of.above(upper), of.above(lower), of.above(upper >> 16), of.above(lower >> 16)},
-               x.x, x.y);
+  // The difference, as a product.
+  __device__ __forceinline__ uint32_t without(uint32_t word, uint32_t part) const {
+    return part * minus_one + word;
   }
 };
 
-// a + b and 6 b of every bend, times a power of two.
+__device__ __forceinline__ uint32_t high_half(uint32_t word) { return __dp2a_lo(word, 0x100u, 0u); }
+
+// Sums of a step: of even indices, of 16 times the odd ones, and of T.
+struct IndexSums {
+  IntSums even, odd, t;
+
+  // T of one word of rows r and r + 8.
+  __device__ __forceinline__ void add_cubic(const Tables& of, uint32_t upper, uint32_t lower,
+                                            uint32_t x0, uint32_t x1) {
+    constexpr uint32_t kHighest = 0x88888888;
+    add_signed(
+        &t,
+        {of.below(upper), of.below(lower), of.below(high_half(upper)), of.below(high_half(lower))},
+        x0, x1);
+    upper ^= kHighest;
+    lower ^= kHighest;
+    add_signed(
+        &t,
+        {of.above(upper), of.above(lower), of.above(high_half(upper)), of.above(high_half(lower))},
+        x0, x1);
+  }
+
+  // Two words of rows r and r + 8; x: digits of weights 0 to 3, 4 to 7 and so on.
+  __device__ __forceinline__ void add(const Tables& of, uint32_t upper0, uint32_t upper1,
+                                      uint32_t lower0, uint32_t lower1, const uint4& x) {
+    constexpr uint32_t kEven = 0x0F0F0F0F;
+    const Bytes low{upper0 & kEven, lower0 & kEven, upper1 & kEven, lower1 & kEven};
+    add_unsigned(&even, low, __byte_perm(x.x, x.y, 0x6420), __byte_perm(x.z, x.w, 0x6420));
+    add_unsigned(&odd,
+                 {of.without(upper0, low.of[0]), of.without(lower0, low.of[1]),
+                  of.without(upper1, low.of[2]), of.without(lower1, low.of[3])},
+                 __byte_perm(x.x, x.y, 0x7531), __byte_perm(x.z, x.w, 0x7531));
+    add_cubic(of, upper0, lower0, x.x, x.y);
+    add_cubic(of, upper1, lower1, x.z, x.w);
+  }
+
+  // Of row r or r + 8: 16 times the sum of positions, and the sum of T, of two digits.
+  __device__ __forceinline__ float linear(int r) const {
+    const int low = even.of[2 * r] * 16 + odd.of[2 * r];
+    return static_cast<float>((even.of[2 * r + 1] * 16 + odd.of[2 * r + 1]) * 256 + low);
+  }
+  __device__ __forceinline__ float cubic(int r) const {
+    return static_cast<float>(t.of[2 * r + 1] * 256 + t.of[2 * r]);
+  }
+};
+
+// (a + b) / 16 and 6 b of every bend, times a power of two.
 struct IndexBend {
   float p, t;
 };
@@ -104,39 +138,56 @@ struct IndexShared {
     if (i == 0) tables.fill();
     if (i >= kBendCount) return;
     const float line = kDeviceLines.of[i] / 8, cubic = kDeviceBends.of[i] / 512;
-    bends[i] = {(line + cubic) * unit, 6 * cubic * unit};
+    bends[i] = {(line + cubic) / 16 * unit, 6 * cubic * unit};
   }
 };
 
-// A stage's scale words on their way: lane 2 r + i has those of groups 2 i and 2 i + 1 of row r.
+// Scale words that are NaN if they are none: exponent fields 0 and 31 have no other bits set once
+// one is added to them.
+__device__ __forceinline__ uint32_t checked_words(uint32_t both) {
+  const uint32_t fields = ((both & 0x7C007C00) + 0x04000400) & 0x78007800;
+  if ((fields & 0xFFFF) == 0) both |= 0x7FF8;
+  if (fields >> 16 == 0) both |= 0x7FF80000;
+  return both;
+}
+
+// Scale words of the next two stages on their way: lane 2 r + i has those of groups 2 i and 2 i + 1
+// of row r.
 struct StageWords {
   const uint16_t* from;
   int left;  // groups of the row from this lane's first on
-  uint32_t coming;
+  Place place;
+  uint32_t coming[2];
 
-  __device__ __forceinline__ void turn_to(const Cut& cut, const uint16_t* scale, const Place& place,
-                                          int lane) {
+  __device__ __forceinline__ void turn_to(const Cut& cut, const uint16_t* scale, int lane) {
     const int group = place.stage * kStageGroups + 2 * (lane & 1);
     const int row = min(lane >> 1, cut.rows_of(place.tile) - 1);
     from = scale + cut.first_row(place.tile) * cut.groups + row * cut.groups + group;
     left = cut.groups - group;
   }
-  __device__ __forceinline__ void advance() {
+  // Those of `place`.
+  __device__ __forceinline__ void load(const Cut& cut, const uint16_t* scale, int lane) {
+    coming[0] = coming[1];
+    coming[1] = 0x3C003C00;  // any valid words will do beyond a row's end
+    if (place.left <= 0) return;
+    if (left > 0) coming[1] = __ldcg(reinterpret_cast<const uint32_t*>(from));
     from += kStageGroups;
     left -= kStageGroups;
+    if (place.advance(cut) && place.left > 0) turn_to(cut, scale, lane);
   }
-  __device__ __forceinline__ void load() {
-    coming = 0x3C003C00;  // any valid words will do beyond a row's end
-    if (left > 0) coming = __ldcg(reinterpret_cast<const uint32_t*>(from));
+  __device__ __forceinline__ void begin(const Cut& cut, const uint16_t* scale, int lane) {
+    if (place.left > 0) turn_to(cut, scale, lane);
+    load(cut, scale, lane);
+    load(cut, scale, lane);
   }
 };
 
 struct IndexWorker {
   const IndexShared& shared;
-  const StepParts* parts;
-  const uint8_t* fragments;  // this lane's of step 0,
-  int apart;                 // and how far those of other steps are
-  uint32_t* words;           // of the stage
+  const StepParts* parts;     // this lane's digits of two words of codes, and of two more, of step
+  const uint8_t* digits[2];   // 0,
+  int apart;                  // and how far those of other steps are
+  uint32_t* words;            // of the stage
   int lane;
   Tables tables;
   float sums[2] = {};
@@ -149,19 +200,10 @@ struct IndexWorker {
     for (int r = 0; r < 2; r++) {
       const uint32_t word = mine[r * 8 * kStageGroups];
       const IndexBend bend = shared.bends[word & kBendMask];
-      const auto p = static_cast<float>(step.p.of[2 * r] + 256 * step.p.of[2 * r + 1]);
-      const auto t = static_cast<float>(step.t.of[2 * r] + 256 * step.t.of[2 * r + 1]);
-      sums[r] += (bend.p * p + bend.t * t) * scale_value(word) * back;
+      const float scale =
+          __half2float(__ushort_as_half(static_cast<unsigned short>(word & 0xFFF8)));
+      sums[r] += (bend.p * step.linear(r) + bend.t * step.cubic(r)) * scale * back;
     }
-  }
-
-  __device__ __forceinline__ static float scale_value(uint32_t word) {
-    const float value = __half2float(__ushort_as_half(static_cast<unsigned short>(word & 0xFFF8)));
-    return ((word + 0x400) & 0x7800) == 0 ? quiet_nan() : value;
-  }
-
-  __device__ __forceinline__ static const uint4& digits(const uint8_t* x, int word) {
-    return *reinterpret_cast<const uint4*>(x + word * kWordBytes);
   }
 
   // `stage`: in shared memory, of the codes of 4 groups from `group` on.
@@ -174,13 +216,12 @@ struct IndexWorker {
       const uint8_t* const row = stage + (mine ^ i * 64);
       const auto upper = *reinterpret_cast<const uint4*>(row);
       const auto lower = *reinterpret_cast<const uint4*>(row + 8 * Index::kRowBytes);
-      const uint8_t* const x = fragments + (first + i) * apart;
+      const auto* const x = reinterpret_cast<const uint4*>(digits[0] + (first + i) * apart);
+      const auto* const more = reinterpret_cast<const uint4*>(digits[1] + (first + i) * apart);
       const int4 shift = parts[first + i].shift[lane & 3];
-      IndexSums step{{shift.x, shift.y, shift.z, shift.w}, {}};
-      step.add(tables, upper.x, lower.x, digits(x, 0));
-      step.add(tables, upper.y, lower.y, digits(x, 1));
-      step.add(tables, upper.z, lower.z, digits(x, 2));
-      step.add(tables, upper.w, lower.w, digits(x, 3));
+      IndexSums step{{shift.x, shift.y, shift.z, shift.w}, {}, {}};
+      step.add(tables, upper.x, upper.y, lower.x, lower.y, *x);
+      step.add(tables, upper.z, upper.w, lower.z, lower.w, *more);
       apply(step, i * kStepGroups, parts[first + i].back[lane & 3]);
     }
   }

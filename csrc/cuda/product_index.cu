@@ -12,7 +12,8 @@ struct Shape {
   static constexpr int kMostWarps = 16;  // of a block
   static constexpr int kBlocks = 1;      // of a multiprocessor
   static constexpr int kDepth = 2;       // stages of a ring
-  static constexpr int kFetched = 2;     // stages of a warp that come to the L2 cache early
+  static constexpr int kEarly = 2;       // stages of a warp that come to the L2 cache early
+  static constexpr int kLater = 2;
   static constexpr int kAdmit = 0;
 };
 

@@ -12,7 +12,7 @@ namespace phiquant::cuda {
 // Where the parts of a block's shared memory begin, in bytes; the warps' rings are the first.
 struct IndexParts {
   static constexpr int kWords = kTile * kStageGroups / 2;  // of a warp's stage
-  static constexpr int kZeros = kStepBytes + 128;          // a step of nothing, anywhere in a bank
+  static constexpr int kZeros = 2 * kStepBytes;            // as far as a lane reads of a stage
   int groups;                                              // of x, in whole stages
   int words, zeros, fragments, steps, partial, end;
 
@@ -27,17 +27,18 @@ struct IndexParts {
   }
 };
 
-// The first stages of a warp, and their scale words, to the L2 cache.
-template <int stages>
-__device__ __forceinline__ void fetch_stages(const Cut& cut, const ProductTask& task,
-                                             const Place& place, int lane) {
+// `count` stages of a warp from its `first` on, and their scale words, to the L2 cache: no fewer
+// than one tile has.
+__device__ __forceinline__ void fetch_stages(const Cut& cut, const ProductTask& task, Place place,
+                                             int first, int count, int lane) {
   const int row = lane & 15;
 #pragma unroll
-  for (int i = lane >> 4; i < stages; i += 2) {
+  for (int i = first + (lane >> 4); i < first + count; i += 2) {
     if (i >= place.left) return;
-    const int stage = place.stage + i, tile = place.tile + stage / cut.stages;
+    int stage = place.stage + i, tile = place.tile;
+    while (stage >= cut.stages) stage -= cut.stages, tile++;
     const int64_t at = cut.first_row(tile) + min(row, cut.rows_of(tile) - 1);
-    const int group = stage % cut.stages * kStageGroups;
+    const int group = stage * kStageGroups;
     fetch_to_l2(task.planes.index + (at * cut.groups + group) * 32);
     fetch_to_l2(task.planes.scale + at * cut.groups + group);
   }
@@ -72,7 +73,7 @@ __global__ void __launch_bounds__(Shape::kMostWarps * 32, Shape::kBlocks)
   const int warps = static_cast<int>(blockDim.x) / 32;
   const Cut cut(task, groups, warps);
   Place place(cut, warp);
-  fetch_stages<Shape::kFetched>(cut, task, place, lane);
+  fetch_stages(cut, task, place, 0, Shape::kEarly, lane);
   Stages ring(cut, task.planes, memory + warp * Stages::kBytes, warp, lane);
   const IndexParts parts(groups, warps, warps * Stages::kBytes, segments);
   for (int i = static_cast<int>(threadIdx.x); i < IndexParts::kZeros / 4;
@@ -84,49 +85,39 @@ __global__ void __launch_bounds__(Shape::kMostWarps * 32, Shape::kBlocks)
 
   auto* const steps = reinterpret_cast<StepParts*>(memory + parts.steps);
   auto* const partial = reinterpret_cast<float*>(memory + parts.partial);
-  StageWords words;
+  StageWords words{nullptr, 0, place, {}};
   const DigitsPreparation<brain> preparation{static_cast<const uint16_t*>(task.x),
-                                             task.layout.columns, parts.groups,
+                                             static_cast<int>(task.layout.columns), parts.groups,
                                              memory + parts.fragments, steps};
   preparation.run([&] {
-    if (place.left > 0) {
-      words.turn_to(cut, task.planes.scale, place, lane);
-      words.load();
-    }
+    words.begin(cut, task.planes.scale, lane);
     ring.begin();
+    fetch_stages(cut, task, place, Shape::kDepth, Shape::kLater, lane);
   });
   __syncthreads();
   const int second = lane >> 4, digit = lane >> 2 & 3;
   const bool there = second == (lane >> 1 & 1);  // this lane's column is of its group
+  const uint8_t* const mine =
+      memory + (there ? parts.fragments + digit_place(digit, lane & 3) : parts.zeros);
   IndexWorker worker{
       shared,
       steps,
-      memory + (there ? parts.fragments + digit * 64 + (lane & 3) * 16
-                      : parts.zeros + (second == 0 ? 32 : 0)),
+      {mine, there ? memory + ((parts.fragments + digit_place(digit, lane & 3)) ^ 64) : mine},
       there ? kStepBytes : 0,
       reinterpret_cast<uint32_t*>(memory + parts.words) + warp * IndexParts::kWords,
       lane,
       shared.tables};
-  const int admits = Shape::kAdmit == 1 ? 0 : place.left / 2;
   while (place.left > 0) {
-    if (Shape::kAdmit == 2 && place.left == admits) admit_next_kernel();
-    worker.words[lane] = words.coming;
+    if (Shape::kAdmit > 0 && place.left == Shape::kAdmit) admit_next_kernel();
+    worker.words[lane] = checked_words(words.coming[0]);
+    words.load(cut, task.planes.scale, lane);
     const int group = place.stage * kStageGroups, tile = place.tile;
     const bool tile_ends = place.advance(cut);
-    if (place.left > 0) {
-      if (tile_ends) {
-        words.turn_to(cut, task.planes.scale, place, lane);
-      } else {
-        words.advance();
-      }
-      words.load();
-    }
     ring.await();
     worker.multiply_stage(ring.shared + ring.at, group);
     ring.refill();
     if (tile_ends || place.left == 0) worker.finish(partial + (warp + tile) * kTile);
   }
-  if (Shape::kAdmit == 1) admit_next_kernel();
   __syncthreads();
   store_tiles_of_one<T>(task, cut, partial);
 }
