@@ -146,12 +146,14 @@ struct DigitsPreparation {
     to->back[part] = back;
   }
 
-  // The first `threads` of a block; a thread's next piece is on its way while it stores one.
-  template <int threads>
-  __device__ __forceinline__ void run() const {
+  // All threads of a block; a thread's next piece is on its way while it stores one, the first one
+  // `meanwhile`, too.
+  template <int threads, class Other>
+  __device__ __forceinline__ void run(const Other& meanwhile) const {
     int item = static_cast<int>(threadIdx.x);
     Eight next;
     if (item < pieces()) next = load(item);
+    meanwhile();
     while (item < pieces()) {
       const Eight now = next;
       if (item + threads < pieces()) next = load(item + threads);

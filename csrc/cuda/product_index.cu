@@ -26,7 +26,8 @@ IndexPlan plan_of(const ProductTask& task, int64_t blocks) {
                  groups / kStageGroups,
                  static_cast<int>(tiles / blocks),
                  static_cast<int>(tiles % blocks),
-                 kMostDepth};
+                 kMostDepth,
+                 (blocks * kTile - 1) * groups};
   const int room = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) -
                    static_cast<int>(sizeof(IndexShared) + sizeof(IndexBarriers));
   while (plan.depth > 1 && IndexParts(plan).end > room) plan.depth--;

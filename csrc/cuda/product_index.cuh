@@ -1,6 +1,7 @@
-// Products of one row of x with indices alone. Blocks stay, one a multiprocessor: a thread of its
-// own fills a ring of units in shared memory by bulk copies, 16 warps take a stage of each unit, x
-// becomes digits once, and sums are added up when all of a block's tiles are done, in one order.
+// Products of one row of x with indices alone. Blocks stay, one a multiprocessor: units of codes
+// come to a ring in shared memory by bulk copies, of which each of 16 warps asks for one row, and
+// each takes a stage of every unit; x becomes digits once, and sums are added up when all of a
+// block's tiles are done, in one order.
 //
 // Before the kernel ahead has ended, nothing is read but the first unit, to the L2 cache, which is
 // never stale: what that kernel may be is not known, nor whether it writes a weight.
@@ -16,12 +17,9 @@
 namespace phiquant::cuda {
 
 inline constexpr int kIndexWarps = UnitPlace::kStages;
-inline constexpr int kIndexThreads = (kIndexWarps + 1) * 32;
+inline constexpr int kIndexThreads = kIndexWarps * 32;
 inline constexpr int kMostDepth = 4;
-#ifndef PQ_FIRST
-#define PQ_FIRST 4
-#endif
-inline constexpr int kFirstUnits = PQ_FIRST;  // that are asked for with x
+static_assert(kIndexWarps == kTile);
 
 // Tiles are 16 rows; blocks take them in turn, and units of 16 stages of their tiles, one after
 // the other.
@@ -30,6 +28,7 @@ struct IndexPlan {
   int groups, stages;  // of a row
   int tiles, more;     // of a block, but of the first `more`, which have one more
   int depth;           // units of the ring
+  int64_t apart;       // groups between where a row of a tile ends and where that of the next begins
 
   __device__ __forceinline__ int tiles_of_block() const {
     return tiles + (static_cast<int>(blockIdx.x) < more ? 1 : 0);
@@ -38,6 +37,10 @@ struct IndexPlan {
     return (blockIdx.x + int64_t{static_cast<unsigned>(tile)} * gridDim.x) * kTile;
   }
 };
+
+__device__ __forceinline__ void fetch_bytes(const void* from, int bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes));
+}
 
 // Where the parts of a block's shared memory begin, in bytes; the ring is the first.
 struct IndexParts {
@@ -56,6 +59,14 @@ struct IndexParts {
 
 struct IndexBarriers {
   Barrier full[kMostDepth], empty[kMostDepth];
+
+  __device__ __forceinline__ void start(int depth) {
+    for (int i = 0; i < depth; i++) {
+      full[i].start(kIndexWarps);
+      empty[i].start(kIndexWarps);
+    }
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  }
 };
 
 // Which unit of the ring is next, and the parity of its barriers.
@@ -80,86 +91,86 @@ struct StagePlace {
   }
 };
 
-// The thread that fills the ring.
-struct IndexFiller {
+// What a warp asks for: its row of each unit.
+struct RowFiller {
   const IndexPlan& plan;
   uint8_t* ring;
   IndexBarriers& barriers;
-  int tiles;
+  int tiles, row;
   StagePlace place{0, 0};
   RingTurn turn{};
-  int filled = 0;
+  int64_t group;  // the place's, in the whole weight
 
-  // What a unit has of one tile, from its stage `from` on: `use` is told where each row of codes
-  // and of scale words is, how many bytes it has, and where it goes in the unit.
-  template <class Use>
-  __device__ __forceinline__ int rows(const StagePlace& place, int from, int count,
-                                      const Use& use) const {
-    const int64_t row = plan.first_row(place.tile), left = plan.task.out_features - row;
-    const int all = left < kTile ? static_cast<int>(left) : kTile;
-    const int64_t group = row * plan.groups + place.stage * kStageGroups;
-    const uint8_t* codes = plan.task.planes.index + group * (kGroup / 2);
-    const uint16_t* words = plan.task.planes.scale + group;
-    for (int i = 0; i < all; i++, codes += plan.groups * (kGroup / 2), words += plan.groups) {
-      use(codes, count * UnitPlace::kStageBytes,
-          i * UnitPlace::kRow + from * UnitPlace::kStageBytes);
-      use(words, count * UnitPlace::kStageWords,
-          UnitPlace::kWords + i * UnitPlace::kWordRow + from * UnitPlace::kStageWords);
-    }
-    return all * count * (UnitPlace::kStageBytes + UnitPlace::kStageWords);
+  __device__ __forceinline__ RowFiller(const IndexPlan& its_plan, uint8_t* memory,
+                                       IndexBarriers& its_barriers, int its_tiles, int warp)
+      : plan(its_plan),
+        ring(memory),
+        barriers(its_barriers),
+        tiles(its_tiles),
+        row(warp),
+        group((plan.first_row(0) + warp) * plan.groups) {}
+
+  // The next `count` stages of its row, to stage `from` of the unit; a weight's last tile may have
+  // no such row.
+  __device__ __forceinline__ void copy(uint8_t* to, int from, int count, Barrier& full) const {
+    if (plan.first_row(place.tile) + row >= plan.task.out_features) return;
+    copy_bytes(plan.task.planes.index + group * (kGroup / 2), count * UnitPlace::kStageBytes,
+               to + row * UnitPlace::kRow + from * UnitPlace::kStageBytes, full);
+    copy_bytes(plan.task.planes.scale + group, count * UnitPlace::kStageWords,
+               to + UnitPlace::kWords + row * UnitPlace::kWordRow + from * UnitPlace::kStageWords,
+               full);
   }
 
-  // The unit that begins at `place`, which goes on to where the next one does.
-  template <class Use>
-  __device__ __forceinline__ int unit(StagePlace* place, const Use& use) const {
-    int bytes = 0;
-    for (int from = 0; from < UnitPlace::kStages && place->tile < tiles;) {
-      const int count = min(UnitPlace::kStages - from, plan.stages - place->stage);
-      bytes += rows(*place, from, count, use);
-      from += count;
-      place->advance(count, plan.stages);
-    }
-    return bytes;
+  // How many stages of its tile a unit has from its stage `from` on.
+  __device__ __forceinline__ int count(const StagePlace& of, int from) const {
+    return min(UnitPlace::kStages - from, plan.stages - of.stage);
   }
 
-  __device__ __forceinline__ void begin() {
-    for (int i = 0; i < plan.depth; i++) {
-      barriers.full[i].start(1);
-      barriers.empty[i].start(kIndexWarps);
+  __device__ __forceinline__ int bytes() const {
+    int all = 0, from = 0;
+    for (StagePlace of = place; from < UnitPlace::kStages && of.tile < tiles;) {
+      const int some = count(of, from);
+      if (plan.first_row(of.tile) + row < plan.task.out_features) all += some;
+      from += some;
+      of.advance(some, plan.stages);
     }
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-#ifndef PQ_FETCH
-#define PQ_FETCH 1
-#endif
-    StagePlace first = place;
-    for(int i=0;i<PQ_FETCH;i++) unit(&first, [](const void* from, int bytes, int) {
-      asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes));
-    });
+    return all * (UnitPlace::kStageBytes + UnitPlace::kStageWords);
   }
 
-  // The next unit, which there is room for.
+  // The next unit, where there is room for it.
   __device__ __forceinline__ void fill() {
     Barrier& full = barriers.full[turn.unit];
     uint8_t* const to = ring + turn.unit * UnitPlace::kBytes;
-    StagePlace same = place;
-    full.expect(unit(&same, [](const void*, int, int) {}));
-    unit(&place,
-         [&](const void* from, int bytes, int at) { copy_bytes(from, bytes, to + at, full); });
+    full.expect(bytes());
+    for (int from = 0; from < UnitPlace::kStages && place.tile < tiles;) {
+      const int some = count(place, from), tile = place.tile;
+      copy(to, from, some, full);
+      from += some;
+      group += some * kStageGroups;
+      place.advance(some, plan.stages);
+      if (place.tile != tile) group += plan.apart;
+    }
     turn.advance(plan.depth);
   }
 
-  // The first units.
-  __device__ __forceinline__ void fill_some() {
-    asm volatile("fence.proxy.async.global;" ::: "memory");
-    for (; filled < min(kFirstUnits, plan.depth) && place.tile < tiles; filled++) fill();
+  // Before anything may be read: of the first unit, to the L2 cache.
+  __device__ __forceinline__ void fetch() const {
+    if (tiles == 0 || plan.first_row(0) + row >= plan.task.out_features) return;
+    const int some = count(place, 0);
+    fetch_bytes(plan.task.planes.index + group * (kGroup / 2), some * UnitPlace::kStageBytes);
+    fetch_bytes(plan.task.planes.scale + group, some * UnitPlace::kStageWords);
   }
 
-  // All others. From when on `turn` has gone round once, units are awaited in the phase before.
-  __device__ __forceinline__ void fill_all() {
-    for (; place.tile < tiles; filled++) {
-      if (filled >= plan.depth) barriers.empty[turn.unit].wait(turn.parity ^ 1);
-      fill();
-    }
+  __device__ __forceinline__ void begin() {
+    asm volatile("fence.proxy.async.global;" ::: "memory");
+    for (int i = 0; i < plan.depth && place.tile < tiles; i++) fill();
+  }
+
+  // In the place of a unit that all warps have read, in the phase before `turn`'s.
+  __device__ __forceinline__ void refill() {
+    if (place.tile >= tiles) return;
+    barriers.empty[turn.unit].wait(turn.parity ^ 1);
+    fill();
   }
 };
 
@@ -181,9 +192,10 @@ __device__ __forceinline__ void store_index_tiles(const IndexPlan& plan, int til
   }
 }
 
-// A warp's stages of all units.
+// A warp's stages of all units. It asks for what takes a unit's place when it has read the next
+// one, so as not to wait for the others.
 __device__ __forceinline__ void multiply_units(const IndexPlan& plan, const IndexParts& parts,
-                                               const IndexShared& shared, IndexBarriers& barriers,
+                                               const IndexShared& shared, RowFiller* filler,
                                                uint8_t* memory, int tiles, int warp) {
   const int lane = lane_of_thread(), digit = lane >> 2 & 3, part = lane & 3;
   const bool there = lane >> 4 == part >> 1;  // this lane's column is of its group
@@ -201,13 +213,17 @@ __device__ __forceinline__ void multiply_units(const IndexPlan& plan, const Inde
   RingTurn turn;
   StagePlace place{0, 0};
   place.advance(warp, plan.stages);
-  while (place.tile < tiles) {
+  IndexBarriers& barriers = filler->barriers;
+  for (bool first = true; place.tile < tiles; first = false) {
     const int tile = place.tile, step = place.stage * (kStageGroups / kStepGroups);
     place.advance(kIndexWarps, plan.stages);
     barriers.full[turn.unit].wait(turn.parity);
     worker.multiply_stage(memory + turn.unit * UnitPlace::kBytes, step, part);
     __syncwarp();
-    if (lane == 0) barriers.empty[turn.unit].arrive();
+    if (lane == 0) {
+      barriers.empty[turn.unit].arrive();
+      if (!first) filler->refill();
+    }
     turn.advance(plan.depth);
     if (place.tile != tile) worker.finish(partial + tile * (kIndexWarps * kTile), lane);
   }
@@ -224,29 +240,24 @@ __global__ void __launch_bounds__(kIndexThreads, 1)
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32;
   const int tiles = plan.tiles_of_block();
   const IndexParts parts(plan);
-  if (warp == kIndexWarps) {
-    IndexFiller filler{plan, memory, barriers, tiles};
-    const bool fills = thread % 32 == 0;
+  RowFiller filler(plan, memory, barriers, tiles, warp);
+  const bool fills = lane_of_thread() == 0;
+  if (fills) filler.fetch();
+  if (thread == 0) barriers.start(plan.depth);
+  for (int i = thread; i < IndexParts::kZeros / 4; i += kIndexThreads)
+    reinterpret_cast<uint32_t*>(memory + parts.zeros)[i] = 0;
+  shared.fill(power_of_two(plan.task.layout.exponent));
+  __syncthreads();
+  wait_for_earlier_kernels();
+  admit_next_kernel();
+  const DigitsPreparation<brain> preparation{
+      static_cast<const uint16_t*>(plan.task.x), static_cast<int>(plan.task.layout.columns),
+      plan.groups, memory + parts.fragments, reinterpret_cast<StepParts*>(memory + parts.steps)};
+  preparation.template run<kIndexThreads>([&] {
     if (fills) filler.begin();
-    wait_for_earlier_kernels();
-    admit_next_kernel();
-    if (fills) filler.fill_some();
-    __syncthreads();
-    if (fills) filler.fill_all();
-  } else {
-    for (int i = thread; i < IndexParts::kZeros / 4; i += kIndexWarps * 32)
-      reinterpret_cast<uint32_t*>(memory + parts.zeros)[i] = 0;
-    shared.fill(power_of_two(plan.task.layout.exponent));
-    wait_for_earlier_kernels();
-    admit_next_kernel();
-    const DigitsPreparation<brain> preparation{
-        static_cast<const uint16_t*>(plan.task.x), static_cast<int>(plan.task.layout.columns),
-        plan.groups, memory + parts.fragments,
-        reinterpret_cast<StepParts*>(memory + parts.steps)};
-    preparation.template run<kIndexWarps * 32>();
-    __syncthreads();
-    multiply_units(plan, parts, shared, barriers, memory, tiles, warp);
-  }
+  });
+  __syncthreads();
+  multiply_units(plan, parts, shared, &filler, memory, tiles, warp);
   __syncthreads();
   store_index_tiles<T>(plan, tiles, reinterpret_cast<const float*>(memory + parts.partial));
 #endif
