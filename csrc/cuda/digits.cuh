@@ -146,20 +146,21 @@ struct DigitsPreparation {
     to->back[part] = back;
   }
 
-  // All threads of a block; a thread's next piece is on its way while it stores one, the first one
-  // `meanwhile`, too.
-  template <int threads, class Other>
+  // All of a block's threads; the first pieces are asked for before `meanwhile` asks for more.
+  template <class Other>
   __device__ __forceinline__ void run(const Other& meanwhile) const {
+    constexpr int kFirst = 2;  // of a thread
+    const int step = static_cast<int>(blockDim.x);
     int item = static_cast<int>(threadIdx.x);
-    Eight next;
-    if (item < pieces()) next = load(item);
+    Eight first[kFirst];
+#pragma unroll
+    for (int i = 0; i < kFirst; i++)
+      if (item + i * step < pieces()) first[i] = load(item + i * step);
     meanwhile();
-    while (item < pieces()) {
-      const Eight now = next;
-      if (item + threads < pieces()) next = load(item + threads);
-      store(item, now);
-      item += threads;
-    }
+#pragma unroll
+    for (int i = 0; i < kFirst; i++, item += step)
+      if (item < pieces()) store(item, first[i]);
+    for (; item < pieces(); item += step) store(item, load(item));
   }
 };
 

@@ -15,7 +15,7 @@
 
 #include "digits.cuh"
 #include "grid.cuh"
-#include "stages.cuh"
+#include "ring.cuh"
 
 namespace phiquant::cuda {
 
@@ -142,16 +142,44 @@ struct IndexShared {
   }
 };
 
-// A unit of codes in shared memory: what 16 warps take a stage each of. Rows are 64 bytes apart in
-// a bank, so that eight lanes that read 16 bytes each of two rows touch every bank once; rows of
-// scale words 16.
-struct UnitPlace {
-  static constexpr int kStages = 16, kStageBytes = kStageGroups * kGroup / 2;
-  static constexpr int kRow = kStages * kStageBytes + 64;
-  static constexpr int kStageWords = kStageGroups * 2;  // bytes of a row's
-  static constexpr int kWordRow = kStages * kStageWords + 16;
-  static constexpr int kWords = kTile * kRow;
-  static constexpr int kBytes = kWords + kTile * kWordRow;
+// Scale words that are NaN if they are none: exponent fields 0 and 31 have no other bits set once
+// one is added to them.
+__device__ __forceinline__ uint32_t checked_words(uint32_t both) {
+  const uint32_t fields = ((both & 0x7C007C00) + 0x04000400) & 0x78007800;
+  if ((fields & 0xFFFF) == 0) both |= 0x7FF8;
+  if (fields >> 16 == 0) both |= 0x7FF80000;
+  return both;
+}
+
+// Scale words of the next two stages on their way: lane 2 r + i has those of groups 2 i and 2 i + 1
+// of row r.
+struct StageWords {
+  const uint16_t* from;
+  int left;  // groups of the row from this lane's first on
+  Place place;
+  uint32_t coming[2];
+
+  __device__ __forceinline__ void turn_to(const Cut& cut, const uint16_t* scale, int lane) {
+    const int group = place.stage * kStageGroups + 2 * (lane & 1);
+    const int row = min(lane >> 1, cut.rows_of(place.tile) - 1);
+    from = scale + cut.first_row(place.tile) * cut.groups + row * cut.groups + group;
+    left = cut.groups - group;
+  }
+  // Those of `place`.
+  __device__ __forceinline__ void load(const Cut& cut, const uint16_t* scale, int lane) {
+    coming[0] = coming[1];
+    coming[1] = 0x3C003C00;  // any valid words will do beyond a row's end
+    if (place.left <= 0) return;
+    if (left > 0) coming[1] = __ldcg(reinterpret_cast<const uint32_t*>(from));
+    from += kStageGroups;
+    left -= kStageGroups;
+    if (place.advance(cut) && place.left > 0) turn_to(cut, scale, lane);
+  }
+  __device__ __forceinline__ void begin(const Cut& cut, const uint16_t* scale, int lane) {
+    if (place.left > 0) turn_to(cut, scale, lane);
+    load(cut, scale, lane);
+    load(cut, scale, lane);
+  }
 };
 
 struct IndexWorker {
@@ -159,48 +187,47 @@ struct IndexWorker {
   const StepParts* parts;    // this lane's digits of two words of codes, and of two more, of step
   const uint8_t* digits[2];  // 0,
   int apart;                 // and how far those of other steps are
-  int codes, words;          // of this lane, from where a unit begins
+  uint32_t* words;           // of the stage
+  int lane;
   Tables tables;
   float sums[2] = {};
 
-  // NaN if the word is none: exponent fields 0 and 31 have no other bits set once one is added to
-  // them.
-  __device__ __forceinline__ static float scale_value(uint32_t word) {
-    const float value = __half2float(__ushort_as_half(static_cast<unsigned short>(word & 0xFFF8)));
-    return ((word + 0x400) & 0x7800) == 0 ? quiet_nan() : value;
-  }
-
-  // Sums of a step times their scales.
-  __device__ __forceinline__ void apply(const IndexSums& step, const uint8_t* its_words,
-                                        float back) {
+  // Sums of a step, whose first group is `i` of its stage, times their scales.
+  __device__ __forceinline__ void apply(const IndexSums& step, int i, float back) {
+    const auto* const mine =
+        reinterpret_cast<const uint16_t*>(words) + (lane >> 2) * kStageGroups + i + (lane >> 1 & 1);
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-      const uint32_t word =
-          *reinterpret_cast<const uint16_t*>(its_words + r * 8 * UnitPlace::kWordRow);
+      const uint32_t word = mine[r * 8 * kStageGroups];
       const IndexBend bend = shared.bends[word & kBendMask];
-      sums[r] += (bend.p * step.linear(r) + bend.t * step.cubic(r)) * scale_value(word) * back;
+      const float scale =
+          __half2float(__ushort_as_half(static_cast<unsigned short>(word & 0xFFF8)));
+      sums[r] += (bend.p * step.linear(r) + bend.t * step.cubic(r)) * scale * back;
     }
   }
 
-  // This warp's stage of a unit, which begins at `first` of x's steps.
-  __device__ __forceinline__ void multiply_stage(const uint8_t* unit, int first, int part) {
+  // `stage`: in shared memory, of the codes of 4 groups from `group` on.
+  __device__ __forceinline__ void multiply_stage(const uint8_t* stage, int group) {
+    using Index = PlaneStage<32>;
+    const int mine = Index::place(lane >> 2, lane >> 1 & 1) + (lane & 1) * 16;
+    const int first = group / kStepGroups;
 #pragma unroll
     for (int i = 0; i < kStageGroups / kStepGroups; i++) {
-      const uint8_t* const row = unit + codes + i * (UnitPlace::kStageBytes / 2);
+      const uint8_t* const row = stage + (mine ^ i * 64);
       const auto upper = *reinterpret_cast<const uint4*>(row);
-      const auto lower = *reinterpret_cast<const uint4*>(row + 8 * UnitPlace::kRow);
+      const auto lower = *reinterpret_cast<const uint4*>(row + 8 * Index::kRowBytes);
       const auto* const x = reinterpret_cast<const uint4*>(digits[0] + (first + i) * apart);
       const auto* const more = reinterpret_cast<const uint4*>(digits[1] + (first + i) * apart);
-      const int4 shift = parts[first + i].shift[part];
+      const int4 shift = parts[first + i].shift[lane & 3];
       IndexSums step{{shift.x, shift.y, shift.z, shift.w}, {}, {}};
       step.add(tables, upper.x, upper.y, lower.x, lower.y, *x);
       step.add(tables, upper.z, upper.w, lower.z, lower.w, *more);
-      apply(step, unit + words + i * (UnitPlace::kStageWords / 2), parts[first + i].back[part]);
+      apply(step, i * kStepGroups, parts[first + i].back[lane & 3]);
     }
   }
 
   // Adds up the lanes whose columns are of one row: the sums of 16 rows.
-  __device__ __forceinline__ void finish(float* partial, int lane) {
+  __device__ __forceinline__ void finish(float* partial) {
 #pragma unroll
     for (int r = 0; r < 2; r++) {
       float sum = sums[r];

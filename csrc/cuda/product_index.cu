@@ -1,4 +1,4 @@
-// Which products of indices with one row of x a kernel takes, and with what of shared memory.
+// Which products of indices with one row of x a kernel takes, and with how many warps.
 #include "product_index.h"
 
 #include "product_index.cuh"
@@ -6,43 +6,41 @@
 namespace phiquant::cuda {
 namespace {
 
-constexpr int kMostExponent = 64;  // of scales: products with X stay within fp32
-constexpr int kMostTiles = 96;     // of a block
+// Of scales: products with X stay within fp32.
+constexpr int kMostExponent = 64;
 
-// A weight of very many rows has more blocks than there are multiprocessors.
-int64_t blocks_of(const ProductTask& task) {
-  const int64_t tiles = (task.out_features + kTile - 1) / kTile;
-  int64_t blocks = attribute(cudaDevAttrMultiProcessorCount);
-  if (blocks * kMostTiles < tiles) blocks = (tiles + kMostTiles - 1) / kMostTiles;
-  return blocks < tiles ? blocks : tiles;
-}
+int groups_in(const ProductTask& task) { return static_cast<int>(groups_of(task.layout)); }
 
-// With a ring as deep as there is room for; none if not even two units have.
-IndexPlan plan_of(const ProductTask& task, int64_t blocks) {
-  const int64_t tiles = (task.out_features + kTile - 1) / kTile;
-  const auto groups = static_cast<int>(groups_of(task.layout));
-  IndexPlan plan{task,
-                 groups,
-                 groups / kStageGroups,
-                 static_cast<int>(tiles / blocks),
-                 static_cast<int>(tiles % blocks),
-                 kMostDepth,
-                 (blocks * kTile - 1) * groups};
-  const int room = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) -
-                   static_cast<int>(sizeof(IndexShared) + sizeof(IndexBarriers));
-  while (plan.depth > 1 && IndexParts(plan).end > room) plan.depth--;
-  if (plan.depth < 2) plan.depth = 0;
-  return plan;
-}
+// Blocks of a product, their warps, and how many partial sums a block keeps: one for each of its
+// warps and of its tiles. No warps if not even a few of them have room.
+struct IndexGrid {
+  static constexpr int kFewWarps = 4, kMostTiles = 256;
+  int64_t blocks;
+  int warps, segments, bytes;
+
+  explicit IndexGrid(const ProductTask& task) {
+    const int64_t tiles = (task.out_features + kTile - 1) / kTile;
+    blocks = attribute(cudaDevAttrMultiProcessorCount);
+    if (blocks * kMostTiles < tiles) blocks = (tiles + kMostTiles - 1) / kMostTiles;
+    if (blocks > tiles) blocks = tiles;
+    const int room =
+        attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - static_cast<int>(sizeof(IndexShared));
+    for (warps = kIndexWarps; warps >= kFewWarps; warps--) {
+      segments = warps + static_cast<int>((tiles + blocks - 1) / blocks);
+      bytes = IndexParts(groups_in(task), warps, segments).end;
+      if (bytes <= room) return;
+    }
+    warps = 0;
+  }
+};
 
 template <bool brain>
 void launch(const ProductTask& task, cudaStream_t stream) {
-  const int64_t blocks = blocks_of(task);
-  const IndexPlan plan = plan_of(task, blocks);
-  const int bytes = IndexParts(plan).end;
+  const IndexGrid grid(task);
   const auto kernel = product_of_indices<brain>;
-  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  launch_overlapping(kernel, static_cast<unsigned>(blocks), kIndexThreads, bytes, stream, plan);
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, grid.bytes);
+  launch_overlapping(kernel, static_cast<unsigned>(grid.blocks), grid.warps * 32, grid.bytes,
+                     stream, task, groups_in(task), grid.segments);
 }
 
 }  // namespace
@@ -50,10 +48,10 @@ void launch(const ProductTask& task, cudaStream_t stream) {
 bool multiplies_indices(const ProductTask& task) {
   const Layout& layout = task.layout;
   return attribute(cudaDevAttrComputeCapabilityMajor) == 9 && task.m == 1 &&
-         layout.deviation_bits == 0 && groups_of(layout) % 8 == 0 &&
-         reinterpret_cast<uintptr_t>(task.planes.scale) % 16 == 0 &&
+         layout.deviation_bits == 0 && groups_in(task) % 2 == 0 &&
+         reinterpret_cast<uintptr_t>(task.planes.scale) % 4 == 0 &&
          layout.exponent <= kMostExponent && layout.exponent >= -kMostExponent &&
-         plan_of(task, blocks_of(task)).depth > 0;
+         IndexGrid(task).warps > 0;
 }
 
 void multiply_indices(const ProductTask& task, cudaStream_t stream) {
