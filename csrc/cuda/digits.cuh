@@ -98,7 +98,7 @@ struct Digits {
 };
 
 // A row of x on its way to `fragments` and `parts`; `groups` is a multiple of 4. A thread has 8
-// columns at a time, 123 instructions.
+// columns at a time, 170 instructions.
 template <bool brain>
 struct DigitsPreparation {
   const uint16_t* x;  // [columns]

@@ -2,8 +2,9 @@
 //
 // A level is a p + b p^3, p = index - 7: with the tetrahedral numbers T(p) = (p^3 - p) / 6, which
 // fit 8 bits, (a + b) p + 6 b T(p). Sums of p X and T(p) X over a group are exact: a digit is 128
-// at most, a group has 64, so that sums of a digit stay below 2^20 (7 2^13 + 15 2^13 on the way for
-// p, 84 2^13 for T), and of two digits below 2^28.
+// at most and a group has 64, so that 16 times a sum of a digit times p stays below 2^22 on its way
+// (16 (15 2^12 + 7 2^13) of even indices, 16 15 2^12 of odd ones), one of T below 2^20 (85 2^13),
+// and of two digits all are below 2^30.
 //
 // Instructions for a word, 8 weights: 2 for indices, of which those in the upper halves of bytes
 // stay there and count 16 times; 7 for T: `prmt` looks up 4 of 8 bytes, and a selector with its
