@@ -1,4 +1,5 @@
 // Which products of few rows a kernel takes, and how many of them at a time.
+#include "product_index.h"
 #include "product_kernel.cuh"
 
 namespace phiquant::cuda {
@@ -118,6 +119,7 @@ bool multiplies(const ProductTask& task) {
 
 // Rows that do not fit into shared memory together are multiplied one after the other.
 void multiply(const ProductTask& task, cudaStream_t stream) {
+  if (multiplies_indices(task)) return multiply_indices(task, stream);
   int rows = 1;
   while (rows < task.m && fits(task, 2 * rows)) rows *= 2;
   for (int64_t done = 0; done < task.m; done += rows) {

@@ -102,6 +102,64 @@ def test_one_weight_at_a_time(deviation: int, dtype: torch.dtype) -> None:
     assert bool(((columns.double() - expected).abs() <= allowed).all())
 
 
+ONE_ROW = pytest.mark.parametrize(
+    ("rows", "columns"),
+    [(1, 512), (37, 1533), (2200, 1536), (16, 4096), (5000, 2560), (70000, 512), (33, 14336)],
+    ids=str,
+)
+
+
+def indices_on_gpu(rows: int, columns: int) -> tuple[Planes, Layout, Tensor]:
+    """What a kernel of its own takes with one row of x, and what it decodes to."""
+    layout = Layout(columns, 4, 0, exponent=0)
+    planes = on_gpu(typical_planes(layout, rows))
+    return planes, layout, phi.decode(*planes, columns, *settings(layout), torch.float32)
+
+
+@HALVES
+@ONE_ROW
+def test_one_row_with_indices_alone(rows: int, columns: int, dtype: torch.dtype) -> None:
+    """Numbers of very different sizes in a group, and groups of zeros."""
+    planes, layout, of = indices_on_gpu(rows, columns)
+    bias = torch.randn(rows, dtype=dtype, device="cuda")
+    exponents = torch.randint(-9, 4, (1, columns), device="cuda")
+    x = (torch.randn(1, columns, device="cuda") * exponents.float().exp2()).to(dtype)
+    x[:, columns // 3 : columns // 3 + 200] = 0
+    for given, shift in ((x, None), (x, bias), (torch.zeros_like(x), bias)):
+        y = linear(given, planes, shift, layout)
+        assert error(given, of, y, shift) <= TOLERANCE[dtype]
+        assert same(linear(given, planes, shift, layout), y)
+
+
+@HALVES
+def test_one_weight_and_one_row_at_a_time(dtype: torch.dtype) -> None:
+    planes, layout, of = indices_on_gpu(48, 512)
+    x = torch.eye(512, dtype=dtype, device="cuda")
+    columns = torch.cat([linear(x[i : i + 1], planes, None, layout) for i in range(512)])
+    expected = of.t().double()
+    allowed = 2 * TOLERANCE[dtype] * expected.abs() + torch.finfo(dtype).smallest_normal
+    assert bool(((columns.double() - expected).abs() <= allowed).all())
+
+
+@HALVES
+@pytest.mark.parametrize("value", [float("inf"), -float("inf"), float("nan")], ids=str)
+def test_one_row_that_is_not_finite(value: float, dtype: torch.dtype) -> None:
+    planes, layout, _ = indices_on_gpu(100, 1536)
+    x = torch.randn(1, 1536, dtype=dtype, device="cuda")
+    x[0, 700] = value
+    assert not bool(linear(x, planes, None, layout).isfinite().any())
+
+
+def test_bad_words_with_one_row() -> None:
+    layout = Layout(64 * 16, 4, 0, exponent=0)
+    planes = typical_planes(layout, 40)
+    for row, word in ((3, 0), (17, 0x7C00), (39, 0x03F8)):
+        planes.scale[row, row % 16] = word
+    x = torch.randn(1, 64 * 16, device="cuda", dtype=torch.bfloat16)
+    y = linear(x, on_gpu(planes), None, layout)
+    assert y.isnan().flatten().nonzero().flatten().tolist() == [3, 17, 39]
+
+
 @HALVES
 @pytest.mark.parametrize("m", [1, 2, 3, 4, 7, 8, 20])
 def test_exact_weights(m: int, dtype: torch.dtype) -> None:
