@@ -1,34 +1,37 @@
-// Exact bf16 weights, a strip at a time: 8 rows side by side, 64 columns of each. A warp decodes it,
-// four lanes a row, a lane two octets: number t and t + 4 of its row's eight.
+// Exact bf16 weights, a strip at a time: one or more rows side by side, all lanes of a warp, 16
+// weights a lane.
 #pragma once
 
 #include "edge_table.cuh"
 #include "octets.cuh"
 
+#ifndef PQ_L2
+#define PQ_L2 ".L2::128B"
+#endif
 namespace phiquant::cuda {
 
-inline constexpr int kStripRows = 8, kStripColumns = 64;
-inline constexpr int kStripOctets = kStripColumns / kOctet;
+inline constexpr int kLaneWeights = 16;
 
-// What a lane reads of the lossy planes: nibbles of both octets, and their group's scale word.
+// What a lane reads of the lossy planes: nibbles of two octets, and their group's scale word.
 struct StripCodes {
   uint32_t index[2], deviation[2], word;
 };
 
-// They are read once: past the L1 cache, and the L2 cache takes whole lines of a row.
-__device__ __forceinline__ uint32_t load_nibbles(const uint8_t* plane, int octet) {
-  uint32_t nibbles;
-  asm("ld.global.nc.L1::no_allocate.L2::128B.b32 %0, [%1];"
-      : "=r"(nibbles)
+// Of two octets, the first an even one. They are read once: past the L1 cache.
+__device__ __forceinline__ void load_nibbles(const uint8_t* plane, int octet,
+                                             uint32_t (&nibbles)[2]) {
+  asm("ld.global.nc.L1::no_allocate" PQ_L2 ".v2.b32 {%0, %1}, [%2];"
+      : "=r"(nibbles[0]), "=r"(nibbles[1])
       : "l"(reinterpret_cast<const uint32_t*>(plane) + octet));
-  return nibbles;
 }
 
 // `octet`: of the plane; `shift`: octets of a group, as a power of two, at least 3.
 __device__ __forceinline__ StripCodes load_strip(const Planes& planes, int octet, int shift) {
-  return {{load_nibbles(planes.index, octet), load_nibbles(planes.index, octet + 4)},
-          {load_nibbles(planes.deviation, octet), load_nibbles(planes.deviation, octet + 4)},
-          __ldg(planes.scale + (octet >> shift))};
+  StripCodes codes;
+  load_nibbles(planes.index, octet, codes.index);
+  load_nibbles(planes.deviation, octet, codes.deviation);
+  codes.word = __ldg(planes.scale + (octet >> shift));
+  return codes;
 }
 
 // The remainders of a row's block, as far as they are not read yet; the same in the row's lanes.
@@ -39,7 +42,7 @@ struct Stream {
 };
 
 inline constexpr int kMostBlockBits = 8192;  // at most 15 a weight
-inline constexpr int kNoOctet = kMostBlockBits + 1;  // bits of an octet whose scale word is none
+inline constexpr int kNoBlock = kMostBlockBits + 64;  // bits of a lane whose scale word is none
 
 // Where a block begins, as the planes say.
 struct Begin {
@@ -47,8 +50,8 @@ struct Begin {
   uint32_t offset;
 };
 
-__device__ __forceinline__ Begin load_begin(const Remainder& remainder, int64_t block) {
-  const int64_t start = remainder.consecutive ? block / kBlocksPerStart : block;
+__device__ __forceinline__ Begin load_begin(const Remainder& remainder, uint32_t block) {
+  const uint32_t start = remainder.consecutive ? block / kBlocksPerStart : block;
   return {__ldg(remainder.starts + start), __ldg(remainder.offsets + block)};
 }
 
@@ -87,8 +90,8 @@ __device__ __forceinline__ int zeros_before(int bits) {
   return zeros;
 }
 
-// Where the scale is a good one. `left`: weights from each octet's first on, 8 and more if `whole`;
-// what lies beyond has no remainder.
+// Where the scale is a good one. `left`: weights from the first on, 16 and more if `whole`; what lies
+// beyond has no remainder.
 template <class Table, bool whole>
 __device__ __forceinline__ void find_sixteen(const uint8_t* table, const StripCodes& codes,
                                              float scale, uint32_t part, int left, Sixteen* of) {
@@ -104,7 +107,7 @@ __device__ __forceinline__ void find_sixteen(const uint8_t* table, const StripCo
       const int outer = __float_as_int(__fmul_rn(edges.outer, scale));
       const int first = (inner + 0xFFFF) & static_cast<int>(0xFFFF0000);
       int lack = zeros_before(max(outer - first, 0xFFFF));  // (spare << 16) + 0xFFFF is as long
-      if (!whole && i >= left - 32 * half) lack = 16;
+      if (!whole && i >= left - kOctet * half) lack = 16;
       end = (i == 4 ? 0 : end) + 16 - lack;
       of->first[half][i] = static_cast<uint32_t>(first);
       of->lack[half][i] = lack;
@@ -113,42 +116,49 @@ __device__ __forceinline__ void find_sixteen(const uint8_t* table, const StripCo
   }
 }
 
-// Where each octet's remainders begin, and whether they lie inside of the payload; the stream is
-// then at the next strip's. Sums of both octets travel in one word.
-__device__ __forceinline__ bool find_octets(int bits0, int bits1, int part, Stream* stream,
-                                            int (&at)[2]) {
-  const auto mine = static_cast<uint32_t>(bits0 | bits1 << 16);
-  uint32_t sum = mine;
+// The bit at which this lane's remainders begin; the stream is then at the next strip's. `lanes`: of
+// a row.
+template <int lanes>
+__device__ __forceinline__ int take_bits(int bits, int part, Stream* stream) {
+  int sum = bits;
 #pragma unroll
-  for (int step = 1; step < 4; step *= 2) {
-    const uint32_t before = __shfl_up_sync(~0u, sum, step, 4);
+  for (int step = 1; step < lanes; step *= 2) {
+    const int before = __shfl_up_sync(~0u, sum, step, lanes);
     if (part >= step) sum += before;
   }
-  const uint32_t all = __shfl_sync(~0u, sum, 3, 4), before = sum - mine;
-  const int first = static_cast<int>(all & 0xFFFF), second = static_cast<int>(all >> 16);
-  at[0] = stream->at + static_cast<int>(before & 0xFFFF);
-  at[1] = stream->at + first + static_cast<int>(before >> 16);
-  stream->at += first + second;
-  return stream->at <= stream->limit;
+  const int at = stream->at + sum - bits;
+  stream->at += __shfl_sync(~0u, sum, lanes - 1, lanes);
+  return at;
 }
 
 __device__ __forceinline__ uint32_t load_word(const uint32_t* from) {
   uint32_t word;
-  asm("ld.global.nc.L2::128B.b32 %0, [%1];" : "=r"(word) : "l"(from));
+  asm("ld.global.nc" PQ_L2 ".b32 %0, [%1];" : "=r"(word) : "l"(from));
   return word;
 }
 
-// 64 bits of the stream from bit `at` on, of which `bits` are read; no word beyond these and the
-// payload's padding is touched.
+// 64 bits of the stream.
 struct Window {
   uint32_t low, high;
 };
-__device__ __forceinline__ Window open_window(const uint32_t* words, int at, int bits) {
+
+// Those from bit `at` on, and those `first` bits later, of which `bits` are read in all, at most 96,
+// and less than 64 of the first. No word beyond these and the payload's padding is touched.
+__device__ __forceinline__ void open_windows(const uint32_t* words, int at, int first, int bits,
+                                             Window (&windows)[2]) {
   const uint32_t* from = words + (at >> 5);
-  const uint32_t first = load_word(from), second = load_word(from + 1);
-  uint32_t third = 0;
-  if ((at & 31) + bits > 64) third = load_word(from + 2);
-  return {__funnelshift_r(first, second, at), __funnelshift_r(second, third, at)};
+  const int end = (at & 31) + bits;
+  uint32_t of[4] = {load_word(from), load_word(from + 1), 0, 0};
+  if (end > 64) of[2] = load_word(from + 2);
+  if (end > 96) of[3] = load_word(from + 3);
+  const uint32_t low = __funnelshift_r(of[0], of[1], at);
+  const uint32_t middle = __funnelshift_r(of[1], of[2], at);
+  const uint32_t high = __funnelshift_r(of[2], of[3], at);
+  windows[0] = {low, middle};
+  const bool later = first >= 32;
+  const uint32_t second = later ? high : middle;
+  windows[1] = {__funnelshift_r(later ? middle : low, second, first),
+                __funnelshift_r(second, later ? 0 : high, first)};
 }
 
 // The weights of an octet, in pairs. A remainder is shifted up to the end of a word and down again,
@@ -192,8 +202,8 @@ __device__ __forceinline__ void add_long_remainders(const Sixteen& of, int half,
 
 // A lane's 16 weights of a strip, in pairs, the first one low; all are NaN where the scale word is
 // none or remainders are outside of the payload, and in all strips of the block that follow.
-// `bias`: (112 + exponent) << 23. `left`: as above.
-template <class Table, bool whole>
+// `bias`: (112 + exponent) << 23. `left`: as above. `lanes`: of a row.
+template <class Table, int lanes, bool whole>
 __device__ __forceinline__ void decode_strip(const uint8_t* table, const StripCodes& codes,
                                              uint32_t bias, int lane, int left, Stream* stream,
                                              uint32_t (&pairs)[2][4]) {
@@ -203,22 +213,21 @@ __device__ __forceinline__ void decode_strip(const uint8_t* table, const StripCo
   Sixteen of;
   find_sixteen<Table, whole>(table, codes, scale, Table::part(codes.word & kBendMask, lane), left,
                              &of);
-  const int bits[2] = {of.quad(0, 0) + of.quad(0, 1), of.quad(1, 0) + of.quad(1, 1)};
-  int at[2];
-  const bool inside = find_octets(good ? bits[0] : kNoOctet, good ? bits[1] : kNoOctet, lane & 3,
-                                  stream, at);
-  bool rare = !inside;
+  const int first = of.quad(0, 0) + of.quad(0, 1), second = of.quad(1, 0) + of.quad(1, 1);
+  const int bits = good ? first + second : kNoBlock;
+  int at = take_bits<lanes>(bits, lane % lanes, stream);
+  const bool inside = at + bits <= stream->limit;
+  if (!inside) at = 0;
+  const bool rare =
+      !inside || bits > 96 ||
+      (of.quad(0, 0) | of.quad(0, 1) | of.quad(1, 0) | of.quad(1, 1)) >= 32;
+  Window windows[2];
+  open_windows(stream->words, at, first, rare ? 0 : bits, windows);
 #pragma unroll
-  for (int half = 0; half < 2; half++) {
-    if (!inside) at[half] = 0;
-    const Window window = open_window(stream->words, at[half], inside ? bits[half] : 0);
-    add_remainders(of, half, window, pairs[half]);
-    rare |= (of.quad(half, 0) | of.quad(half, 1)) >= 32;
-  }
+  for (int half = 0; half < 2; half++) add_remainders(of, half, windows[half], pairs[half]);
   if (__builtin_expect(rare, false)) {
-#pragma unroll
-    for (int half = 0; half < 2; half++)
-      add_long_remainders(of, half, stream->words, at[half], inside, pairs[half]);
+    add_long_remainders(of, 0, stream->words, at, inside, pairs[0]);
+    add_long_remainders(of, 1, stream->words, at + first, inside, pairs[1]);
   }
 }
 

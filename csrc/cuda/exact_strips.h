@@ -5,11 +5,12 @@
 
 namespace phiquant::cuda {
 
-// Whether a table says all about this weight's sub-cells.
+// Whether a table says all about this weight's sub-cells, and finds room on this device.
 bool has_edge_table(const Layout& layout, const Planes& planes, const Remainder& remainder,
                     int64_t rows);
 
-// To bf16, of a weight that has one.
+// To bf16, of a weight that has one, and of enough rows that the table pays.
+bool decodes_strips(const DecodeTask& task);
 void decode_strips(const DecodeTask& task, cudaStream_t stream);
 
 // Products with at most 16 rows of bf16.

@@ -1,5 +1,5 @@
-// How a warp goes through blocks of 512 columns of 8 rows each, strip by strip: what it reads next
-// is on its way while it decodes.
+// How a warp goes through blocks of 512 columns of some rows, strip by strip: what it reads next is
+// on its way while it decodes.
 #pragma once
 
 #include "exact_strip.cuh"
@@ -21,58 +21,65 @@ struct StripShape {
         bias(static_cast<uint32_t>(112 + layout.exponent) << 23) {}
 };
 
+template <class Table, int rows>
 struct Walk {
+  static constexpr int kLanes = 32 / rows;  // of a row
+  static constexpr int kColumns = kLanes * kLaneWeights;
+
   const StripShape& shape;
   const Planes& planes;
   const Remainder& remainder;
+  const uint8_t* table;
   int lane;
 
-  __device__ __forceinline__ int octet_of(int row, int block) const {
-    return row * shape.octets + block * (kBlock / kOctet) + (lane & 3);
+  // This lane's, of the strip at `column` of a row; those beyond the row are never used.
+  __device__ __forceinline__ StripCodes load(int row, int column) const {
+    const int octet = column / kOctet + lane % kLanes * 2;
+    return load_strip(planes, row * shape.octets + min(octet, shape.octets - 2), shape.shift);
   }
   __device__ __forceinline__ Begin begin_of(int row, int block) const {
-    return load_begin(remainder, int64_t{row} * shape.blocks + block);
+    return load_begin(remainder, static_cast<uint32_t>(row * shape.blocks + block));
   }
   // A block's remainders are some 200 bytes, and the next one's follow.
   __device__ __forceinline__ void fetch(const Stream& stream) const {
-    const auto* const from = reinterpret_cast<const uint8_t*>(stream.words) + (lane & 3) * 128;
+    constexpr int kApart = 512 / kLanes;
+    const auto* const from =
+        reinterpret_cast<const uint8_t*>(stream.words) + lane % kLanes * kApart;
     if (from < remainder.payload + remainder.size) fetch_to_l2(from);
   }
 
-  // Blocks number `begin` to `end`; where(n) says the `row` and the `block` of the row that this
-  // lane has of one. of.strip(place, column, left, pairs, of.before(column, left)) takes a lane's
+  // `count` blocks from `place` on, of whose `row` this lane has the `block`; of.advance(&place)
+  // turns to the next one. of.strip(place, column, left, pairs, of.before(column)) takes a lane's
   // weights of every strip, `left` columns from its first one on, and what it asked for before they
-  // were decoded; of.ended(n) follows a block's last strip.
-  template <class Table, class Worker>
-  __device__ __forceinline__ void run(const uint8_t* table, int begin, int end, Worker& of) const {
-    if (begin >= end) return;
-    auto next_place = of.where(begin);
-    Begin next_begin = begin_of(next_place.row, next_place.block);
-    int octet = octet_of(next_place.row, next_place.block);
-    StripCodes next = load_strip(planes, octet, shape.shift);
-    for (int n = begin; n < end; n++) {
-      const auto place = next_place;
-      Stream stream = open_stream(remainder, next_begin);
+  // were decoded; of.ended(next, more) follows a block's last strip.
+  template <class Place, class Worker>
+  __device__ __forceinline__ void run(Place next, int count, Worker& of) const {
+    if (count <= 0) return;
+    Begin begin = begin_of(next.row, next.block);
+    StripCodes ahead = load(next.row, next.block * kBlock);
+    for (; count > 0; count--) {
+      const Place place = next;
+      Stream stream = open_stream(remainder, begin);
       fetch(stream);
-      next_place = of.where(min(n + 1, end - 1));
-      next_begin = begin_of(next_place.row, next_place.block);
-      const int next_octet = octet_of(next_place.row, next_place.block);
+      if (count > 1) of.advance(&next);
+      begin = begin_of(next.row, next.block);
       const int first = place.block * kBlock, last = min(first + kBlock, shape.columns);
-      for (int column = first; column < last; column += kStripColumns) {
-        const StripCodes codes = next;
-        octet = column + kStripColumns < last ? octet + kStripOctets : next_octet;
-        next = load_strip(planes, octet, shape.shift);
-        const int left = shape.columns - column - (lane & 3) * kOctet;
-        const auto asked = of.before(column, left);
+#pragma unroll 1
+      for (int column = first; column < last; column += kColumns) {
+        const StripCodes codes = ahead;
+        const bool ends = column + kColumns >= last;
+        ahead = load(ends ? next.row : place.row, ends ? next.block * kBlock : column + kColumns);
+        const auto asked = of.before(column);
+        const int left = shape.columns - column - lane % kLanes * kLaneWeights;
         uint32_t pairs[2][4];
-        if (shape.columns - column >= kStripColumns) {
-          decode_strip<Table, true>(table, codes, shape.bias, lane, left, &stream, pairs);
+        if (shape.columns - column >= kColumns) {
+          decode_strip<Table, kLanes, true>(table, codes, shape.bias, lane, left, &stream, pairs);
         } else {
-          decode_strip<Table, false>(table, codes, shape.bias, lane, left, &stream, pairs);
+          decode_strip<Table, kLanes, false>(table, codes, shape.bias, lane, left, &stream, pairs);
         }
         of.strip(place, column, left, pairs, asked);
       }
-      of.ended(n);
+      of.ended(place, next, count == 1);
     }
   }
 };
