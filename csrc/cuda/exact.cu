@@ -3,6 +3,7 @@
 #include "exact.h"
 
 #include "exact_run.cuh"
+#include "exact_strips.h"
 #include "floats.cuh"
 #include "places.cuh"
 
@@ -94,6 +95,7 @@ void decode_stored(const DecodeTask& task, cudaStream_t stream) {
 }  // namespace
 
 void decode_exact(const DecodeTask& task, cudaStream_t stream) {
+  if (decodes_strips(task)) return decode_strips(task, stream);
   switch (task.remainder.stored) {
     case Dtype::kFloat32:
       return decode_stored<Dtype::kFloat32>(task, stream);

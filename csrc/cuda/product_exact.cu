@@ -3,6 +3,7 @@
 // registers. Warps do not wait for each other. Some 50 instructions a weight decode it, 1.3 a row
 // of x multiply it (counted, not profiled): bytes take a fifth of the time.
 #include "exact_run.cuh"
+#include "exact_strips.h"
 #include "sums.cuh"
 
 namespace phiquant::cuda {
@@ -113,12 +114,14 @@ void launch(const ProductTask& task, cudaStream_t stream) {
 }  // namespace
 
 bool multiplies_exact(const ProductTask& task) {
+  if (multiplies_strips(task)) return true;
   return task.layout.deviation_bits == 4 && has_nibbles(task.layout, task.planes) &&
          task.dtype == task.remainder.stored && task.dtype != Dtype::kFloat32 &&
          task.m <= kMostRows;
 }
 
 void multiply_exact(const ProductTask& task, cudaStream_t stream) {
+  if (multiplies_strips(task)) return multiply_strips(task, stream);
   if (task.dtype == Dtype::kBFloat16) {
     launch<__nv_bfloat16, Dtype::kBFloat16>(task, stream);
   } else {

@@ -1,0 +1,87 @@
+// How a warp goes through blocks of 512 columns of some rows, strip by strip: what it reads next is
+// on its way while it decodes.
+#pragma once
+
+#include "exact_strip.cuh"
+#include "overlap.cuh"
+
+namespace phiquant::cuda {
+
+// A weight's sizes, as a walk needs them; it has less than 2^31 octets.
+struct StripShape {
+  int columns, octets, blocks;  // of a row
+  int shift;                    // octets of a group, as a power of two
+  uint32_t bias;                // (112 + exponent) << 23
+
+  explicit StripShape(const Layout& layout)
+      : columns(static_cast<int>(layout.columns)),
+        octets(static_cast<int>(groups_of(layout) * layout.group_size / kOctet)),
+        blocks(static_cast<int>(blocks_of(layout))),
+        shift(layout.group_size == 64 ? 3 : 4),
+        bias(static_cast<uint32_t>(112 + layout.exponent) << 23) {}
+};
+
+template <class Table, int rows>
+struct Walk {
+  static constexpr int kLanes = 32 / rows;  // of a row
+  static constexpr int kColumns = kLanes * kLaneWeights;
+
+  const StripShape& shape;
+  const Planes& planes;
+  const Remainder& remainder;
+  const uint8_t* table;
+  int lane;
+
+  // This lane's, of the strip at `column` of a row; those beyond the row are never used.
+  __device__ __forceinline__ StripCodes load(int row, int column) const {
+    const int octet = column / kOctet + lane % kLanes * 2;
+    return load_strip(planes, row * shape.octets + min(octet, shape.octets - 2), shape.shift);
+  }
+  __device__ __forceinline__ Begin begin_of(int row, int block) const {
+    return load_begin(remainder, static_cast<uint32_t>(row * shape.blocks + block));
+  }
+  // A block's remainders are some 200 bytes, and the next one's follow.
+  __device__ __forceinline__ void fetch(const Stream& stream) const {
+    constexpr int kApart = 512 / kLanes;
+    const auto* const from =
+        reinterpret_cast<const uint8_t*>(stream.words) + lane % kLanes * kApart;
+    if (from < remainder.payload + remainder.size) fetch_to_l2(from);
+  }
+
+  // `count` blocks from `place` on, of whose `row` this lane has the `block`; of.advance(&place)
+  // turns to the next one. of.strip(place, column, left, pairs, of.before(column)) takes a lane's
+  // weights of every strip, `left` columns from its first one on, and what it asked for before they
+  // were decoded; of.ended(next, more) follows a block's last strip.
+  template <class Place, class Worker>
+  __device__ __forceinline__ void run(Place next, int count, Worker& of) const {
+    if (count <= 0) return;
+    Begin begin = begin_of(next.row, next.block);
+    StripCodes ahead = load(next.row, next.block * kBlock);
+    for (; count > 0; count--) {
+      const Place place = next;
+      Stream stream = open_stream(remainder, begin);
+      fetch(stream);
+      if (count > 1) of.advance(&next);
+      begin = begin_of(next.row, next.block);
+      const int first = place.block * kBlock, last = min(first + kBlock, shape.columns);
+#pragma unroll 1
+      for (int column = first; column < last; column += kColumns) {
+        const StripCodes codes = ahead;
+        const bool ends = column + kColumns >= last;
+        ahead = load(ends ? next.row : place.row, ends ? next.block * kBlock : column + kColumns);
+        const auto asked = of.before(column);
+        const int left = shape.columns - column - lane % kLanes * kLaneWeights;
+        uint32_t pairs[2][4];
+        if (shape.columns - column >= kColumns) {
+          decode_strip<Table, kLanes, true>(table, codes, shape.bias, lane, left, &stream, pairs);
+        } else {
+          decode_strip<Table, kLanes, false>(table, codes, shape.bias, lane, left, &stream, pairs);
+        }
+        of.strip(place, column, left, pairs, asked);
+      }
+      of.ended(place, next, count == 1);
+    }
+  }
+};
+
+}  // namespace phiquant::cuda
