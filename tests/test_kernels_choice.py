@@ -11,7 +11,7 @@ from torch import Tensor
 from phiquant import codec, ops
 from phiquant.codec import Layout, cells
 from tests.support import run_python
-from tests.test_kernels import compiled_encode, same_choice, scores
+from tests.test_kernels import FITS, compiled_encode, same_choice, scores
 from tests.test_kernels_exact import compiled_exact
 
 pytestmark = pytest.mark.skipif(not ops.compiled, reason="the compiled kernels are not built")
@@ -110,13 +110,27 @@ def test_the_best_candidate_is_chosen(kind: Callable[[], Tensor], deviation_bits
         assert no_worse(of, layout, fit), (index_bits, size, fit)
 
 
-@pytest.mark.parametrize("deviation_bits", [0, 4])
+@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("deviation_bits", [0, 2, 4])
 @pytest.mark.parametrize("size", codec.GROUP_SIZES)
-def test_many_groups_are_as_the_reference_s(size: int, deviation_bits: int) -> None:
+def test_many_groups_are_as_the_reference_s(size: int, deviation_bits: int, fit: str) -> None:
     torch.manual_seed(size)
     of = torch.randn(32, 2048) * torch.logspace(-4, 1, 32).unsqueeze(1)
     layout = Layout(2048, 4, deviation_bits, size, exponent=-10)
-    assert same_choice(of, compiled_encode(of, layout, "joint"), layout, "joint")
+    assert same_choice(of, compiled_encode(of, layout, fit), layout, fit)
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("deviation_bits", [2, 4])
+def test_every_group_s_word_is_the_reference_s(
+    kind: Callable[[], Tensor], deviation_bits: int
+) -> None:
+    """Candidates are dropped by bounds of their errors: of no kind of group the best one."""
+    torch.manual_seed(7 + deviation_bits)
+    of = torch.cat([kind() for _ in range(4)])
+    for size in codec.GROUP_SIZES:
+        layout = Layout(COLUMNS, 4, deviation_bits, size, exponent=-10)
+        assert same_choice(of, compiled_encode(of, layout, "joint"), layout, "joint"), size
 
 
 @EVERY_KIND

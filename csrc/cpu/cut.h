@@ -28,7 +28,7 @@ struct Cut {
 // this a weight, since 2 |a| |b| <= share a^2 + b^2 / share.
 inline double squared_slack(double doubt, double share) { return doubt * doubt * (1 + 1 / share); }
 
-// Sets the table of numbers of 16 bits, and what it makes indices' sums uncertain by.
-void set_halves(const Cut& cut, ScanTable* table);
+// Sets the table of numbers of 16 bits.
+void set_halves(const Cut& cut, HalvesTable* out);
 
 }  // namespace phiquant::cpu

@@ -15,24 +15,25 @@ struct Work {
   Candidates candidates;
   Scan scanned;
   bool scannable;
-  uint32_t among;  // the candidates, as bits, that may be the best
+  Contest contest;
 };
 
 // Codes of a group, and its scale word.
-PHIQUANT_INLINE int16_t encode_phi(const PhiSearch& search, const EncodeTask& task,
-                                   const Work& work, int32_t* codes) {
-  const Group& group = work.group;
-  const uint32_t among = work.among;
-  const int best = (among & (among - 1)) == 0 ? __builtin_ctz(among)
-                                              : choose(search, task, group, work.candidates, among);
-  const Trial trial = trial_of(search, group, work.candidates, best);
-  if (!trial.plain || !quick_codes(search, group, trial, codes)) {
+PHIQUANT_INLINE int16_t encode_phi(const PhiSearch& search, const EncodeTask& task, Work* work,
+                                   int32_t* codes) {
+  const Group& group = work->group;
+  const int best = choose(search, task, group, work->candidates, &work->contest);
+  const Trial trial = trial_of(search, group, work->candidates, best);
+  int32_t* number = work->contest.number[work->contest.kept];
+  if (work->contest.numbered || (trial.plain && quick_numbers(search, group, trial, number))) {
+    codes_of(search, group, trial, number, codes);
+  } else {
     for (int at = 0; at < search.layout.group_size; at += kLanes) {
       const vf weight = load<vf>(group.weight + at);
       store(codes + at, find_codes(search, trial, trial.negative ? -weight : weight));
     }
   }
-  return static_cast<int16_t>(work.candidates.word[best] | (trial.negative ? 0x8000 : 0) |
+  return static_cast<int16_t>(work->candidates.word[best] | (trial.negative ? 0x8000 : 0) |
                               best / 2);
 }
 
@@ -81,6 +82,11 @@ PHIQUANT_INLINE bool load_work(const EncodeTask& task, const PhiSearch& search, 
   return true;
 }
 
+PHIQUANT_INLINE void open_contest(const EncodeTask& task, const PhiSearch& search, Work* work) {
+  if (!work->scannable) return open_contest(&work->contest);
+  open_contest(search, task, work->group, work->candidates, work->scanned, &work->contest);
+}
+
 static bool encode_row(const EncodeTask& task, const PhiSearch& search, int64_t row) {
   const Layout& layout = task.layout;
   const int64_t groups = groups_of(layout);
@@ -100,14 +106,18 @@ static bool encode_row(const EncodeTask& task, const PhiSearch& search, int64_t 
       if (work[i].scannable)
         scan(search, task, work[i].group, work[i].candidates, &work[i].scanned);
     }
+    for (int64_t i = 0; i < many; i++) open_contest(task, search, work + i);
     for (int64_t i = 0; i < many; i++) {
       Work& w = work[i];
-      w.among = w.scannable ? contenders(search, task, w.group, w.candidates, w.scanned)
-                            : kEveryCandidate;
+      if (w.scannable) begin_contest(search, task, w.group, w.candidates, &w.contest);
+    }
+    for (int64_t i = 0; i < many; i++) {
+      Work& w = work[i];
+      if (w.scannable) go_on(search, task, w.group, w.candidates, &w.contest);
     }
     for (int64_t i = 0; i < many; i++) {
       const int16_t word = layout.grid == GridName::kPhi
-                               ? encode_phi(search, task, work[i], codes)
+                               ? encode_phi(search, task, work + i, codes)
                                : encode_golden(task, work[i].group, work[i].candidates, codes);
       write_group(task, row * groups + first + i, count_of(i), word, codes);
     }

@@ -1,17 +1,10 @@
 // The golden grid's encoder: one bend, both signs, a binary search in a table of edges.
 #pragma once
 
+#include "power.h"
 #include "search.h"
 
 namespace phiquant::cpu::PHIQUANT_ISA {
-
-// 2^(units / 32).
-PHIQUANT_INLINE double power(const double* thirty_seconds, int64_t units) {
-  const uint64_t bits = static_cast<uint64_t>(1023 + (units >> 5)) << 52;
-  double whole;
-  std::memcpy(&whole, &bits, sizeof whole);
-  return whole * thirty_seconds[units & 31];
-}
 
 template <bool index, bool deepest>
 PHIQUANT_INLINE double score_of(const EncodeTask& task, const Errors& errors) {

@@ -92,16 +92,31 @@ inline constexpr double kScanDoubt = 0.1;  // sub-cells; a position is never les
 PHIQUANT_INLINE constexpr bool shares_segments(int deviation_bits, bool priced) {
   return !priced && deviation_bits < 8;
 }
-// The same of indices alone in 16 bits (scan_halves.cpp): in each segment of the numbers that stand
-// for levels there is at most one edge of cells. Segments are even, or 16 fine ones below 2^13 and
-// 14 coarse ones: number `min(n >> 9, 15) + (n >> 12)`.
+// By how much sums of squared errors may be off.
+struct SumDoubts {
+  float index_share;  // of indices: by which share of themselves,
+  float index_slack;  // by how much more a weight,
+  float index_slip;   // and by how much where a weight may have been taken for one of the next cell
+  float deepest_share;  // the same of the deepest tier
+  float deepest_slack;
+};
+// The same pass in 16 bits (scan_halves.cpp): in each segment of the numbers that stand for levels
+// there is at most one edge of cells, and one line gives positions of sub-cells. Segments are even,
+// or 16 fine ones below 2^13 and 14 coarse ones: number `min(n >> 9, 15) + (n >> 12)`.
 inline constexpr int kEvenShift = 11, kFineShift = 9, kCoarseShift = 12, kFineSegments = 16;
 struct HalvesTable {
   alignas(64) uint16_t edge[kSegments];  // less kHalvesDoubt / 2; out of reach where there is none
   alignas(64) uint16_t below[kSegments], above[kSegments];  // levels, as numbers
-  float unit;      // what level 1 is as a number; 0 if there is no such table
-  float square;    // what level 1 is as a square of numbers, inverted
-  bool geometric;  // segments
+  // Halfway between both levels, and half of what is between: 0 where there is but one level.
+  alignas(64) uint16_t middle[kSegments], apart[kSegments];
+  // The line, in 65536ths of a sub-cell: its bits are the signed distance from a centre. Then half
+  // a sub-cell in fractions of a number, and by how many of them an error may be too large.
+  alignas(64) uint16_t rate[kSegments], start[kSegments], reach[kSegments], doubt[kSegments];
+  float unit;            // what level 1 is as a number; 0 if there is no such table
+  float square;          // what level 1 is as a square of numbers, inverted,
+  float deepest_square;  // and as a square of their fractions
+  bool geometric;        // segments
+  SumDoubts doubts;      // of the deepest tier none: its sums are never too large
 };
 inline constexpr int kHalvesDoubt = 4;  // an edge is in doubt for so many numbers, and one
 struct ScanTable {
@@ -109,14 +124,9 @@ struct ScanTable {
   alignas(64) float level[kSegments];  // index levels, by half cells; by cells without deviation
   float slope[3];                      // of levels at a position, in powers of it, lowest first
   float offset;                        // no octave of t begins twice
-  float certain;        // a position no further than this from a (sub-)cell's centre is in it
-  float index_share;    // by which share of itself a sum of squared errors of indices may be off,
-  float index_slack;    // and by how much more a weight
-  float index_slip;     // how much a squared error may change where a weight is taken for one of
-                        // the next cell because its position was not certain
-  float deepest_share;  // by which share of itself a sum of squared errors of the deepest tier may
-  float deepest_slack;  // be off, and by how much more a weight
-  HalvesTable halves;   // without deviation
+  float certain;  // a position no further than this from a (sub-)cell's centre is in it
+  SumDoubts doubts;
+  HalvesTable halves;
 };
 
 // Magnitudes below this part of a group's largest are taken for it where positions are estimated:

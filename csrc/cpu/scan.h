@@ -12,6 +12,7 @@
 namespace phiquant::cpu::PHIQUANT_ISA {
 
 #if !defined(PHIQUANT_SCAN_HALVES)
+template <bool deepest>
 PHIQUANT_INLINE void scan_in_halves(const PhiSearch&, const Group&, const Candidates&, Scan*) {}
 #endif
 
@@ -160,23 +161,17 @@ PHIQUANT_INLINE void scan_priced(const PhiSearch& search, Dtype dtype, const Gro
   }
 }
 
-PHIQUANT_INLINE bool in_halves(const PhiSearch& search, const Group& group) {
-  return search.in_halves && group.importance == nullptr;
-}
-
 template <int deviation_bits>
 PHIQUANT_INLINE void scan_lossy(const PhiSearch& search, const Group& group,
                                 const Candidates& candidates, Scan* out) {
-  if (deviation_bits == 0 && in_halves(search, group)) {
-    return scan_in_halves(search, group, candidates, out);
+  if constexpr (deviation_bits <= 4) {
+    if (search.in_halves) {
+      return scan_in_halves<(deviation_bits > 0)>(search, group, candidates, out);
+    }
   }
   return group.importance == nullptr
              ? scan_group<deviation_bits, false>(search, group, candidates, out)
              : scan_group<deviation_bits, true>(search, group, candidates, out);
-}
-
-PHIQUANT_INLINE bool is_priced(const EncodeTask& task) {
-  return task.prices != nullptr && task.fit == Fit::kJoint;
 }
 
 PHIQUANT_INLINE void scan(const PhiSearch& search, const EncodeTask& task, const Group& group,

@@ -1,6 +1,7 @@
-// The tables of scan_halves_avx512.h.
+// The tables of scan_halves_avx512.h and scan_least_avx512.h.
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 
 #include "cut.h"
 
@@ -70,27 +71,135 @@ double slip_of(const Cut& cut, double doubt) {
   return 1.01 * worst;
 }
 
+// Numbers of levels, and what they are off by.
+struct Numbers {
+  double unit;
+  double doubt() const { return kNumberDoubt + kErrorRounding * unit; }
+  double of(double level) const { return level * unit * (65535.0 / 65536) - 0.5; }
+  double level(double number) const { return (number + 0.5) / (unit * (65535.0 / 65536)); }
+};
+
+// The line of one segment's positions, in 65536ths of a sub-cell from a centre; its slope is whole.
+struct Line {
+  int rate;
+  double start, spread;  // what it lacks is spread about 0
+};
+
+Line line_of(const Cut& cut, const Numbers& numbers, int first, int last, int rate) {
+  constexpr int kSamples = 16;
+  double least = 1e30, most = -1e30;
+  for (int i = 0; i <= kSamples; i++) {
+    const double number = first + (last - first) * (i / double{kSamples});
+    const double level = std::max(numbers.level(number), 0.0);
+    const double position = inverse_of(level, cut.bend) * cut.position_scale() - 0.5;
+    const double off = 65536 * position - rate * number;
+    least = std::min(least, off);
+    most = std::max(most, off);
+  }
+  return {rate, (least + most) / 2, most - least};
+}
+
+Line best_line(const Cut& cut, const Numbers& numbers, int first, int last) {
+  const auto at = [&](double number) {
+    return inverse_of(std::max(numbers.level(number), 0.0), cut.bend) * cut.position_scale();
+  };
+  const double slope = 65536 * (at(last) - at(first)) / (last - first);
+  const int whole = static_cast<int>(slope);
+  const Line flat = line_of(cut, numbers, first, last, whole);
+  const Line steep = line_of(cut, numbers, first, last, whole + 1);
+  return flat.spread < steep.spread ? flat : steep;
+}
+
+// Fractions of a number, so that eight squares of a lane fit 32 bits.
+constexpr double kMostReach = 16000;
+
+double set_lines(const Cut& cut, const Numbers& numbers, HalvesTable* out) {
+  double reach[kSegments] = {}, most = 0;
+  for (int segment = 0, first = 0, last; first < 65536; segment++, first = last + 1) {
+    last = first;
+    while (last < 65535 && segment_of(last + 1, out->geometric) == segment) last++;
+    const Line line = best_line(cut, numbers, first, last);
+    out->rate[segment] = static_cast<uint16_t>(line.rate);
+    out->start[segment] = static_cast<uint16_t>(std::lround(line.start));
+    reach[segment] = 32768.0 / line.rate;
+    most = std::max(most, reach[segment]);
+  }
+  const double fraction = kMostReach / most;
+  for (int i = 0; i < kSegments; i++) {
+    out->reach[i] = static_cast<uint16_t>(std::lround(reach[i] * fraction));
+  }
+  return fraction;
+}
+
+// As the kernel computes it, in fractions of a number.
+int estimated_error(const HalvesTable& table, int number) {
+  const int segment = segment_of(number, table.geometric);
+  const int away = static_cast<int16_t>(number * table.rate[segment] + table.start[segment]);
+  return std::abs(((away * table.reach[segment] >> 14) + 1) >> 1);
+}
+
+// How far weights that may have a number are from the centres of their sub-cells, at least; `cell`
+// is a sub-cell that is not above them.
+double least_error(const Cut& cut, const Numbers& numbers, int number, int* cell) {
+  const auto at = [&](double place) { return numbers.of(cut.value(place / (1 << cut.bits))); };
+  const double low = std::max(number - numbers.doubt(), at(0)), high = number + numbers.doubt();
+  while (at(*cell + 1) <= low) (*cell)++;
+  double least = 1e30;
+  for (int here = *cell; at(here) < high; here++) {
+    const double from = std::max(low, at(here)) - at(here + 0.5);
+    const double to = std::min(high, at(here + 1)) - at(here + 0.5);
+    least = std::min(least, from < 0 && to > 0 ? 0 : std::min(std::fabs(from), std::fabs(to)));
+  }
+  return least;
+}
+
+void set_deepest(const Cut& cut, HalvesTable* table) {
+  const Numbers numbers{table->unit};
+  const double fraction = set_lines(cut, numbers, table);
+  const double level = 65535.0 / 65536 * table->unit;  // 1, as a number
+  table->deepest_square = static_cast<float>(std::pow(fraction * level, -2));
+  const int end = std::min(static_cast<int>(numbers.of(cut.top()) + 2), 65535);
+  double doubt[kSegments] = {};
+  for (int number = 0, cell = 0; number <= end; number++) {
+    double& most = doubt[segment_of(number, table->geometric)];
+    const double least = least_error(cut, numbers, number, &cell) * fraction;
+    most = std::max(most, estimated_error(*table, number) - least);
+  }
+  for (int i = 0; i < kSegments; i++) {
+    table->doubt[i] = static_cast<uint16_t>(std::ceil(doubt[i] + 0.01));
+  }
+}
+
 }  // namespace
 
-void set_halves(const Cut& cut, ScanTable* table) {
+void set_halves(const Cut& cut, HalvesTable* out) {
   constexpr double kShare = 0x1p-10;
   constexpr int kTries = 64;
-  HalvesTable& halves = table->halves;
+  // With a price on remainders, or 8 bits, the first pass is another.
+  if (cut.bits > 0 && !cut.shared) return;
   double unit = 65535 / (cut.top() * 1.0001);
   // Eight squares of a lane have to fit 32 bits.
   if (furthest(cut) * unit > 16000) return;
-  for (int i = 0; i < kTries && halves.unit == 0; i++, unit *= 0.9995) {
-    if (!fill_halves(cut, unit, false, &halves)) fill_halves(cut, unit, true, &halves);
+  for (int i = 0; i < kTries && out->unit == 0; i++, unit *= 0.9995) {
+    if (!fill_halves(cut, unit, false, out)) fill_halves(cut, unit, true, out);
   }
-  if (halves.unit == 0) return;
-  unit = halves.unit;
-  halves.square = static_cast<float>(std::pow(65536 / (65535 * unit), 2));
+  if (out->unit == 0) return;
+  unit = out->unit;
+  out->square = static_cast<float>(std::pow(65536 / (65535 * unit), 2));
   // A level as a number is rounded, too.
-  const double doubt = (kNumberDoubt + 0.51) / unit + kErrorRounding;
-  const float slip = static_cast<float>(slip_of(cut, (kHalvesDoubt + 2) / unit));
-  table->index_slip = std::max(table->index_slip, slip);
-  table->index_share = kShare;
-  table->index_slack = static_cast<float>(squared_slack(doubt, kShare));
+  const double level_doubt = cut.bits > 0 ? 1.02 : 0.51;
+  const double doubt = (kNumberDoubt + level_doubt) / unit + kErrorRounding;
+  out->doubts.index_slip = static_cast<float>(slip_of(cut, (kHalvesDoubt + 2) / unit));
+  out->doubts.index_share = kShare;
+  out->doubts.index_slack = static_cast<float>(squared_slack(doubt, kShare));
+  if (cut.bits == 0) return;
+  for (int i = 0; i < kSegments; i++) {
+    // Level 0 may be number -1, so that only differences count.
+    out->apart[i] = static_cast<uint16_t>(out->above[i] - out->below[i]) / 2;
+    out->middle[i] = static_cast<uint16_t>(out->below[i] + out->apart[i]);
+  }
+  out->doubts.index_slip = 0;
+  set_deepest(cut, out);
 }
 
 }  // namespace phiquant::cpu

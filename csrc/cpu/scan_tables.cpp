@@ -90,22 +90,22 @@ void set_deepest(const Cut& cut, double doubt, ScanTable* table) {
   const double cubic = cut.bend / (1 - cut.bend) / (16 * unit * unit);
   const double middle = (1 - cut.bend + 3 * cut.bend * 0.35 * 0.35) / unit;
   const double split = std::min(doubt / (middle * 0.29), 0.25);
-  table->deepest_share = static_cast<float>((2 * cubic + split) * (1 + 4 * cubic + split));
-  table->deepest_slack = static_cast<float>(1.2 * doubt * doubt * (1 + 1 / split));
+  table->doubts.deepest_share = static_cast<float>((2 * cubic + split) * (1 + 4 * cubic + split));
+  table->doubts.deepest_slack = static_cast<float>(1.2 * doubt * doubt * (1 + 1 / split));
 }
 
 void set_index(const Cut& cut, double doubt, ScanTable* table) {
   double worst = 0;
   for (int k = 0; k <= cut.half; k++) worst = std::max(worst, slip(cut, k + 0.5, doubt));
-  table->index_slip = static_cast<float>(worst);
-  table->index_share = 0x1p-11f;
-  table->index_slack = static_cast<float>(squared_slack(1.44 * kErrorRounding * 2, 0x1p-11));
+  table->doubts.index_slip = static_cast<float>(worst);
+  table->doubts.index_share = 0x1p-11f;
+  table->doubts.index_slack = static_cast<float>(squared_slack(1.44 * kErrorRounding * 2, 0x1p-11));
   for (int i = 0; i < kSegments; i++) {
     table->level[i] = static_cast<float>(cut.value(cut.bits > 0 ? (i + 1) / 2 : i));
   }
   // A position near 0 may be estimated below it: half cell -1 is one of the cell around 0, too.
   if (cut.bits > 0) table->level[kSegments - 1] = 0;
-  if (cut.bits == 0) set_halves(cut, table);
+  set_halves(cut, &table->halves);
 }
 
 // False if positions are too uncertain.

@@ -74,20 +74,29 @@ PHIQUANT_INLINE vi find_codes(const PhiSearch& search, const Trial& trial, vf tu
   return code - up + down;
 }
 
-// The codes of all weights, which the trial covers, from estimates alone. False if one is so near
-// to an edge, such as the grid's first, that its sub-cell is in doubt.
-PHIQUANT_INLINE bool quick_codes(const PhiSearch& search, const Group& group, const Trial& trial,
-                                 int32_t* codes) {
-  const float reciprocal = 1.0f / trial.scale;
-  // Below zero the number of a sub-cell is mirrored, that of a cell around zero is negated.
+// The codes of weights by their sub-cells' numbers from zero outwards. Below zero the number of a
+// sub-cell is mirrored, that of a cell around zero is negated.
+PHIQUANT_INLINE void codes_of(const PhiSearch& search, const Group& group, const Trial& trial,
+                              const int32_t* number, int32_t* codes) {
   const int32_t negated = search.layout.deviation_bits == 0 ? -1 : 0;
   const vi turned = vi{} - (trial.negative ? 1 : 0);
+  for (int at = 0; at < search.layout.group_size; at += kLanes) {
+    const vi n = load<vi>(number + at), below = load<vi>(group.weight + at) >> 31 ^ turned;
+    store(codes + at, search.zero_code + ((n ^ below) - (below & negated)));
+  }
+}
+
+// The numbers of the sub-cells of all weights, which the trial covers, from estimates alone. False
+// if one is so near to an edge, such as the grid's first, that its sub-cell is in doubt.
+PHIQUANT_INLINE bool quick_numbers(const PhiSearch& search, const Group& group, const Trial& trial,
+                                   int32_t* number) {
+  const float reciprocal = 1.0f / trial.scale;
   vf furthest{};
   for (int at = 0; at < search.layout.group_size; at += kLanes) {
     const vf place = estimate(*trial.inverse, load<vf>(group.guess + at), reciprocal);
-    const vi n = truncate(place), below = load<vi>(group.weight + at) >> 31 ^ turned;
+    const vi n = truncate(place);
     furthest = larger_size(furthest, place - (to_float(n) + 0.5f));
-    store(codes + at, search.zero_code + ((n ^ below) - (below & negated)));
+    store(number + at, n);
   }
   return !any(furthest > 0.5f - search.near_edge);
 }
@@ -166,16 +175,15 @@ PHIQUANT_INLINE int64_t bits_of(const PhiSearch& search, const Group& group, con
   return sum_integers(bits);
 }
 
-// From estimated positions of magnitudes, the curve being odd. False if a weight is so near to an
-// edge that its sub-cell is in doubt.
+// From estimated positions of magnitudes, the curve being odd, whose sub-cells' numbers it leaves.
+// False if a weight is so near to an edge that its sub-cell is in doubt.
 template <bool index, bool deepest, bool weighted, Priced priced>
 PHIQUANT_INLINE bool quick_errors(const PhiSearch& search, const Group& group, const Trial& trial,
-                                  Errors* out) {
+                                  int32_t* number, Errors* out) {
   const int d = search.layout.deviation_bits, half_cell = d == 0 ? 0 : 1 << (d - 1);
   const Steps steps = Steps::of(search.layout, trial.line, trial.cubic);
   const float reciprocal = 1.0f / trial.scale;
   vf index_sum[kParts]{}, deepest_sum[kParts]{}, furthest{};
-  alignas(64) int32_t number[kLargestGroup];
   for (int at = 0; at < search.layout.group_size; at += kSumLanes) {
     for (int part = 0; part < kParts; part++) {
       const int here = at + part * kLanes;
@@ -184,7 +192,7 @@ PHIQUANT_INLINE bool quick_errors(const PhiSearch& search, const Group& group, c
       const vi whole = truncate(place);
       const vf centre = to_float(whole) + 0.5f;
       furthest = maximum(furthest, absolute(place - centre));
-      if (priced != Priced::kNone) store(number + here, whole);
+      store(number + here, whole);
       if (deepest) {
         const vf level = ((centre * centre) * steps.cubic + steps.line) * centre;
         deepest_sum[part] += square<weighted>(group, here, level * trial.scale - size);

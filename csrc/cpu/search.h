@@ -5,7 +5,7 @@
 
 namespace phiquant::cpu::PHIQUANT_ISA {
 
-// Whether this instruction set scans indices alone in 16 bits: as scan_halves_avx512.h.
+// Whether this instruction set scans in 16 bits: as scan_halves_avx512.h.
 #if defined(PHIQUANT_SCAN_HALVES)
 inline constexpr bool kScansHalves = true;
 #else
@@ -52,6 +52,10 @@ struct Scan {
   alignas(64) int32_t doubtful[kCandidates];  // how many weights may be near an edge
 };
 
+PHIQUANT_INLINE bool is_priced(const EncodeTask& task) {
+  return task.prices != nullptr && task.fit == Fit::kJoint;
+}
+
 // The phi-grid of one layout.
 struct PhiSearch {
   Layout layout;
@@ -61,15 +65,16 @@ struct PhiSearch {
   // The ends of the grid for every candidate.
   alignas(64) float top[kCandidates];
   alignas(64) float bottom[kCandidates];
-  // Of ScanTable, for every candidate.
+  // By how much the first pass may be off, for every candidate.
   alignas(64) float index_share[kCandidates]{};
   alignas(64) float index_slack[kCandidates]{};
   alignas(64) float index_slip[kCandidates]{};
   alignas(64) float deepest_share[kCandidates]{};
   alignas(64) float deepest_slack[kCandidates]{};
-  // Of HalvesTable; `in_halves` if groups without importance are scanned by it.
+  // Of HalvesTable, if `in_halves`: whether groups are scanned by it.
   alignas(64) float halves_unit[kCandidates]{};
-  alignas(64) float halves_square[kCandidates]{};  // what squares of numbers are multiplied with
+  alignas(64) float index_square[kCandidates]{};  // what squares of numbers are multiplied with
+  alignas(64) float deepest_square[kCandidates]{};
   bool in_halves;
   int32_t zero_code;  // the code of positions just above 0, or of position 0 without deviation
   int32_t last_code;
@@ -77,25 +82,30 @@ struct PhiSearch {
 
   PHIQUANT_MEMBER explicit PhiSearch(const EncodeTask& task)
       : layout(task.layout), curve(Curve::of(task.layout)), inverse(task.inverse), scan(task.scan) {
-    in_halves = kScansHalves && scan != nullptr && layout.deviation_bits == 0;
     const int bends = bend_count(layout), d = layout.deviation_bits, half = half_of(layout);
+    in_halves = kScansHalves && scan != nullptr && task.importance == nullptr && !is_priced(task);
+    for (int i = 0; i < bends && in_halves; i++) in_halves = scan[i].halves.unit > 0;
     for (int i = 0; i < kCandidates; i++) {
       const int bend = i / 2 < bends ? i / 2 : bends - 1;
       top[i] = task.ends[2 * bend];
       bottom[i] = task.ends[2 * bend + 1];
-      if (scan == nullptr) continue;
-      index_share[i] = scan[bend].index_share;
-      index_slack[i] = scan[bend].index_slack;
-      index_slip[i] = scan[bend].index_slip;
-      deepest_share[i] = scan[bend].deepest_share;
-      deepest_slack[i] = scan[bend].deepest_slack;
-      halves_unit[i] = scan[bend].halves.unit;
-      halves_square[i] = scan[bend].halves.square;
-      in_halves = in_halves && halves_unit[i] > 0;
+      if (scan != nullptr) set_doubts(i, scan[bend]);
     }
     zero_code = d == 0 ? half - 1 : ((2 * half - 1) << d) / 2;
     last_code = (1 << code_bits(layout)) - 1;
     near_edge = kInverseError * static_cast<float>(half << d);
+  }
+
+  PHIQUANT_MEMBER void set_doubts(int i, const ScanTable& table) {
+    const SumDoubts& doubts = in_halves ? table.halves.doubts : table.doubts;
+    index_share[i] = doubts.index_share;
+    index_slack[i] = doubts.index_slack;
+    index_slip[i] = doubts.index_slip;
+    deepest_share[i] = doubts.deepest_share;
+    deepest_slack[i] = doubts.deepest_slack;
+    halves_unit[i] = table.halves.unit;
+    index_square[i] = table.halves.square;
+    deepest_square[i] = table.halves.deepest_square;
   }
 };
 
@@ -113,6 +123,11 @@ PHIQUANT_INLINE float normaliser(float size) {
   if (bits >> 23 == 0) exponent = -126;
   if (size == 0) exponent = 0;
   return power_of_two(exponent < -126 ? 126 : exponent > 126 ? -126 : -exponent);
+}
+
+// Whether the first pass bounds errors from below alone.
+PHIQUANT_INLINE bool scans_least(const PhiSearch& search) {
+  return search.in_halves && search.layout.deviation_bits > 0;
 }
 
 // `count` weights of dtype at `from`, the rest of the group is padding. False if one is not finite;
