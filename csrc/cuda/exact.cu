@@ -1,5 +1,6 @@
 // All planes to the original weights: a warp takes a block of 512, a lane 16 of them. Widths follow
-// from the lossy planes, so that one sum over the warp says where every remainder is.
+// from the lossy planes, so that one sum over the warp says where every remainder is. Most bf16
+// weights have a faster way: exact_strips.cu.
 #include "exact.h"
 
 #include "exact_run.cuh"

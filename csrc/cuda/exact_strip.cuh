@@ -5,9 +5,6 @@
 #include "edge_table.cuh"
 #include "octets.cuh"
 
-#ifndef PQ_L2
-#define PQ_L2 ".L2::128B"
-#endif
 namespace phiquant::cuda {
 
 inline constexpr int kLaneWeights = 16;
@@ -20,7 +17,7 @@ struct StripCodes {
 // Of two octets, the first an even one. They are read once: past the L1 cache.
 __device__ __forceinline__ void load_nibbles(const uint8_t* plane, int octet,
                                              uint32_t (&nibbles)[2]) {
-  asm("ld.global.nc.L1::no_allocate" PQ_L2 ".v2.b32 {%0, %1}, [%2];"
+  asm("ld.global.nc.L1::no_allocate.L2::128B.v2.b32 {%0, %1}, [%2];"
       : "=r"(nibbles[0]), "=r"(nibbles[1])
       : "l"(reinterpret_cast<const uint32_t*>(plane) + octet));
 }
@@ -38,10 +35,10 @@ __device__ __forceinline__ StripCodes load_strip(const Planes& planes, int octet
 struct Stream {
   const uint32_t* words;  // aligned; the first may begin before the payload, in its allocation
   int at;                 // the bit, from there on, at which the next strip's begin
-  int limit;              // the bit at which the last one's end at the latest; -1: not in the payload
+  int limit;  // the bit at which the last one's end at the latest; -1: not in the payload
 };
 
-inline constexpr int kMostBlockBits = 8192;  // at most 15 a weight
+inline constexpr int kMostBlockBits = 8192;           // at most 15 a weight
 inline constexpr int kNoBlock = kMostBlockBits + 64;  // bits of a lane whose scale word is none
 
 // Where a block begins, as the planes say.
@@ -90,8 +87,8 @@ __device__ __forceinline__ int zeros_before(int bits) {
   return zeros;
 }
 
-// Where the scale is a good one. `left`: weights from the first on, 16 and more if `whole`; what lies
-// beyond has no remainder.
+// Where the scale is a good one. `left`: weights from the first on, 16 and more if `whole`; what
+// lies beyond has no remainder.
 template <class Table, bool whole>
 __device__ __forceinline__ void find_sixteen(const uint8_t* table, const StripCodes& codes,
                                              float scale, uint32_t part, int left, Sixteen* of) {
@@ -116,16 +113,25 @@ __device__ __forceinline__ void find_sixteen(const uint8_t* table, const StripCo
   }
 }
 
-// The bit at which this lane's remainders begin; the stream is then at the next strip's. `lanes`: of
-// a row.
+// Adds what the lane `step` before has, if it is among this one's `lanes`.
 template <int lanes>
-__device__ __forceinline__ int take_bits(int bits, int part, Stream* stream) {
+__device__ __forceinline__ int plus_before(int sum, int step) {
+  asm volatile(
+      "{.reg .pred there; .reg .b32 before;\n"
+      "shfl.sync.up.b32 before|there, %0, %1, %2, 0xFFFFFFFF;\n"
+      "@there add.s32 %0, %0, before;}"
+      : "+r"(sum)
+      : "r"(step), "n"((32 - lanes) << 8));
+  return sum;
+}
+
+// The bit at which this lane's remainders begin; the stream is then at the next strip's. `lanes`:
+// of a row.
+template <int lanes>
+__device__ __forceinline__ int take_bits(int bits, Stream* stream) {
   int sum = bits;
 #pragma unroll
-  for (int step = 1; step < lanes; step *= 2) {
-    const int before = __shfl_up_sync(~0u, sum, step, lanes);
-    if (part >= step) sum += before;
-  }
+  for (int step = 1; step < lanes; step *= 2) sum = plus_before<lanes>(sum, step);
   const int at = stream->at + sum - bits;
   stream->at += __shfl_sync(~0u, sum, lanes - 1, lanes);
   return at;
@@ -133,7 +139,7 @@ __device__ __forceinline__ int take_bits(int bits, int part, Stream* stream) {
 
 __device__ __forceinline__ uint32_t load_word(const uint32_t* from) {
   uint32_t word;
-  asm("ld.global.nc" PQ_L2 ".b32 %0, [%1];" : "=r"(word) : "l"(from));
+  asm("ld.global.nc.L2::128B.b32 %0, [%1];" : "=r"(word) : "l"(from));
   return word;
 }
 
@@ -142,8 +148,8 @@ struct Window {
   uint32_t low, high;
 };
 
-// Those from bit `at` on, and those `first` bits later, of which `bits` are read in all, at most 96,
-// and less than 64 of the first. No word beyond these and the payload's padding is touched.
+// Those from bit `at` on, and those `first` bits later, of which `bits` are read in all, at most
+// 96, and less than 64 of the first. No word beyond these and the payload's padding is touched.
 __device__ __forceinline__ void open_windows(const uint32_t* words, int at, int first, int bits,
                                              Window (&windows)[2]) {
   const uint32_t* from = words + (at >> 5);
@@ -170,33 +176,43 @@ __device__ __forceinline__ void add_remainders(const Sixteen& of, int half, cons
   for (int i = 0; i < kOctet; i++) {
     const uint32_t bits =
         i < 4 ? window.low : __funnelshift_rc(window.low, window.high, of.quad(half, 0));
-    weights[i] = (__funnelshift_rc(0, bits, of.end[half][i]) >> of.lack[half][i]) +
-                 of.first[half][i];
+    weights[i] =
+        (__funnelshift_rc(0, bits, of.end[half][i]) >> of.lack[half][i]) + of.first[half][i];
   }
 #pragma unroll
   for (int i = 0; i < 4; i++) pairs[i] = __byte_perm(weights[2 * i], weights[2 * i + 1], 0x7632);
 }
 
-// The same where four weights have 32 bits and more, which takes two sub-cells at zero among them;
-// NaN if these remainders are outside of the payload.
-static __device__ __noinline__ uint32_t long_remainder(const uint32_t* words, int at, int lack) {
+// One weight's, wherever it is.
+static __device__ __noinline__ uint32_t far_remainder(const uint32_t* words, int at, int lack) {
   const uint32_t* from = words + (at >> 5);
   return __funnelshift_r(__ldg(from), __ldg(from + 1), at) & 0xFFFFu >> lack;
 }
-__device__ __forceinline__ void add_long_remainders(const Sixteen& of, int half,
-                                                    const uint32_t* words, int at, bool inside,
-                                                    uint32_t* pairs) {
-  uint32_t weights[kOctet];
+
+// The same where four weights have 32 bits and more, which takes two sub-cells at zero among them,
+// or where `all` are to be read again, since there are too many bits, or none `inside` of the
+// payload: then they are NaN.
+__device__ __forceinline__ void add_far_remainders(const Sixteen& of, int half,
+                                                   const uint32_t* words, int at, bool all,
+                                                   bool inside, uint32_t* pairs) {
 #pragma unroll
-  for (int i = 0; i < kOctet; i++) {
-    const int lack = of.lack[half][i];
-    const int begin = at + of.end[half][i] + (i < 4 ? 0 : of.quad(half, 0)) - 16 + lack;
-    weights[i] = of.first[half][i] + (long_remainder(words, inside ? begin : 0, lack) << 16);
-  }
+  for (int four = 0; four < 2; four++) {
+    all |= of.quad(half, four) >= 32;  // then what follows in the octet was not found either
+    if (!all) continue;
+    uint32_t weights[4];
 #pragma unroll
-  for (int i = 0; i < 4; i++) {
-    const uint32_t pair = __byte_perm(weights[2 * i], weights[2 * i + 1], 0x7632);
-    pairs[i] = inside ? pair : 0x7FFF7FFF;
+    for (int i = 0; i < 4; i++) {
+      const int lack = of.lack[half][4 * four + i];
+      const int begin =
+          at + of.end[half][4 * four + i] + (four == 0 ? 0 : of.quad(half, 0)) - 16 + lack;
+      weights[i] =
+          of.first[half][4 * four + i] + (far_remainder(words, inside ? begin : 0, lack) << 16);
+    }
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      const uint32_t pair = __byte_perm(weights[2 * i], weights[2 * i + 1], 0x7632);
+      pairs[2 * four + i] = inside ? pair : 0x7FFF7FFF;
+    }
   }
 }
 
@@ -215,19 +231,17 @@ __device__ __forceinline__ void decode_strip(const uint8_t* table, const StripCo
                              &of);
   const int first = of.quad(0, 0) + of.quad(0, 1), second = of.quad(1, 0) + of.quad(1, 1);
   const int bits = good ? first + second : kNoBlock;
-  int at = take_bits<lanes>(bits, lane % lanes, stream);
-  const bool inside = at + bits <= stream->limit;
+  int at = take_bits<lanes>(bits, stream);
+  const bool inside = at + bits <= stream->limit, all = !inside || bits > 96 || first >= 64;
   if (!inside) at = 0;
-  const bool rare =
-      !inside || bits > 96 ||
-      (of.quad(0, 0) | of.quad(0, 1) | of.quad(1, 0) | of.quad(1, 1)) >= 32;
   Window windows[2];
-  open_windows(stream->words, at, first, rare ? 0 : bits, windows);
+  open_windows(stream->words, at, first, all ? 0 : bits, windows);
 #pragma unroll
   for (int half = 0; half < 2; half++) add_remainders(of, half, windows[half], pairs[half]);
-  if (__builtin_expect(rare, false)) {
-    add_long_remainders(of, 0, stream->words, at, inside, pairs[0]);
-    add_long_remainders(of, 1, stream->words, at + first, inside, pairs[1]);
+  const int longest = of.quad(0, 0) | of.quad(0, 1) | of.quad(1, 0) | of.quad(1, 1);
+  if (__builtin_expect(all || longest >= 32, false)) {
+    add_far_remainders(of, 0, stream->words, at, all, inside, pairs[0]);
+    add_far_remainders(of, 1, stream->words, at + first, all, inside, pairs[1]);
   }
 }
 

@@ -1,4 +1,6 @@
-// Exact bf16 weights to bf16: a warp takes blocks of 8 rows, strip by strip.
+// Exact bf16 weights to bf16. Blocks of threads stay, one a multiprocessor, for the sake of their
+// table; a warp takes as many 512-column blocks of two rows as any other, one after the other.
+// Strips of 8 rows were slower: 128 bytes of a row at a time scatter what is written.
 #include "exact_strips.h"
 
 #include "exact_walk.cuh"
@@ -8,20 +10,11 @@
 namespace phiquant::cuda {
 namespace {
 
-#ifndef PQ_THREADS
-#define PQ_THREADS 640
-#endif
-#ifndef PQ_COPIES
-#define PQ_COPIES 8
-#endif
-constexpr int kThreads = PQ_THREADS;
+constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / 32;
 constexpr int kStagedBytes = 32 * kLaneWeights * 2;  // a warp's
-
-#ifndef PQ_ROWS
-#define PQ_ROWS 4
-#endif
-constexpr int kRows = PQ_ROWS;  // of a strip
+constexpr int kRows = 2;                             // of a strip
+using Table = EdgeTable<8>;
 
 // A block of 512 columns of a lane's row.
 struct DecodePlace {
@@ -38,7 +31,8 @@ struct Decoder {
   bool aligned;  // octets of the result, to 16 bytes
 
   __device__ __forceinline__ DecodePlace place_of(int64_t row, int block) const {
-    return {static_cast<int>(stored_row(task, row < task.count ? row : task.count - 1)), block, row};
+    return {static_cast<int>(stored_row(task, row < task.count ? row : task.count - 1)), block,
+            row};
   }
   __device__ __forceinline__ void advance(DecodePlace* place) const {
     if (++place->block < shape.blocks) return;
@@ -59,7 +53,7 @@ struct Decoder {
     if (aligned && shape.columns - column >= kLanes * kLaneWeights) {
 #pragma unroll
       for (int half = 0; half < 2; half++) {
-        const uint32_t(&of)[4] = pairs[half];
+        const uint32_t (&of)[4] = pairs[half];
         *reinterpret_cast<uint4*>(staged + slot(2 * lane + half)) = {of[0], of[1], of[2], of[3]};
       }
       __syncwarp();
@@ -67,8 +61,7 @@ struct Decoder {
       for (int half = 0; half < 2; half++) {
         const int octet = lane / kLanes * 2 * kLanes + half * kLanes + lane % kLanes;
         const uint4 of = *reinterpret_cast<const uint4*>(staged + slot(octet));
-        if (place.to < task.count)
-          reinterpret_cast<uint4*>(to)[half * kLanes + lane % kLanes] = of;
+        if (place.to < task.count) reinterpret_cast<uint4*>(to)[half * kLanes + lane % kLanes] = of;
       }
       __syncwarp();
       return;
@@ -85,11 +78,9 @@ struct Decoder {
   __device__ __forceinline__ void ended(const DecodePlace&, const DecodePlace&, bool) const {}
 };
 
-template <int copies>
 __global__ void __launch_bounds__(kThreads, 1)
     decode_blocks(const __grid_constant__ DecodeTask task, const __grid_constant__ StripShape shape,
                   int blocks, bool aligned) {
-  using Table = EdgeTable<copies>;
   extern __shared__ __align__(128) uint8_t table[];
   const int lane = lane_of_thread(), warp = static_cast<int>(threadIdx.x) / 32;
   Table::fill(table, warp, kWarps, lane);
@@ -118,7 +109,8 @@ bool has_edge_table(const Layout& layout, const Planes& planes, const Remainder&
   return attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) >= kRoom &&
          remainder.stored == Dtype::kBFloat16 && layout.deviation_bits == 4 &&
          layout.group_size >= 64 && layout.exponent >= kLeastEdgeExponent &&
-         layout.exponent <= kMostEdgeExponent && has_octet_pairs(planes) && has_nibbles(layout, planes) &&
+         layout.exponent <= kMostEdgeExponent && has_octet_pairs(planes) &&
+         has_nibbles(layout, planes) &&
          rows * groups_of(layout) * layout.group_size <= int64_t{1} << 33;
 }
 
@@ -129,16 +121,15 @@ bool decodes_strips(const DecodeTask& task) {
 }
 
 void decode_strips(const DecodeTask& task, cudaStream_t stream) {
-  const StripShape shape(task.layout);
+  const StripShape shape(task.layout, task.stored_rows);
   const int64_t blocks = (task.count + kRows - 1) / kRows * shape.blocks;
   const bool aligned =
       (reinterpret_cast<uintptr_t>(task.out) & 15) == 0 && task.layout.columns % kOctet == 0;
-  constexpr int kCopies = PQ_COPIES;
-  const auto kernel = decode_blocks<kCopies>;
-  constexpr int kBytes = EdgeTable<kCopies>::kBytes + kWarps * kStagedBytes;
-  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+  constexpr int kBytes = Table::kBytes + kWarps * kStagedBytes;
+  cudaFuncSetAttribute(decode_blocks, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   const int64_t most = attribute(cudaDevAttrMultiProcessorCount);
-  kernel<<<static_cast<unsigned>(blocks < most ? blocks : most), kThreads, kBytes, stream>>>(task, shape, static_cast<int>(blocks), aligned);
+  decode_blocks<<<static_cast<unsigned>(blocks < most ? blocks : most), kThreads, kBytes, stream>>>(
+      task, shape, static_cast<int>(blocks), aligned);
 }
 
 }  // namespace phiquant::cuda

@@ -11,13 +11,15 @@ namespace phiquant::cuda {
 struct StripShape {
   int columns, octets, blocks;  // of a row
   int shift;                    // octets of a group, as a power of two
+  int last_octet;               // the weight's last pair of octets
   uint32_t bias;                // (112 + exponent) << 23
 
-  explicit StripShape(const Layout& layout)
+  StripShape(const Layout& layout, int64_t rows)
       : columns(static_cast<int>(layout.columns)),
         octets(static_cast<int>(groups_of(layout) * layout.group_size / kOctet)),
         blocks(static_cast<int>(blocks_of(layout))),
         shift(layout.group_size == 64 ? 3 : 4),
+        last_octet(static_cast<int>(rows * octets - 2)),
         bias(static_cast<uint32_t>(112 + layout.exponent) << 23) {}
 };
 
@@ -32,10 +34,14 @@ struct Walk {
   const uint8_t* table;
   int lane;
 
-  // This lane's, of the strip at `column` of a row; those beyond the row are never used.
-  __device__ __forceinline__ StripCodes load(int row, int column) const {
-    const int octet = column / kOctet + lane % kLanes * 2;
-    return load_strip(planes, row * shape.octets + min(octet, shape.octets - 2), shape.shift);
+  // This lane's first octet of a row's block. Blocks of a row follow each other, so do strips.
+  __device__ __forceinline__ int octet_of(int row, int block) const {
+    return row * shape.octets + block * (kBlock / kOctet) + lane % kLanes * 2;
+  }
+  // Octets beyond the weight, of its last row's last strip, are not used, nor are those of the next
+  // row which other short strips read.
+  __device__ __forceinline__ StripCodes load(int octet) const {
+    return load_strip(planes, min(octet, shape.last_octet), shape.shift);
   }
   __device__ __forceinline__ Begin begin_of(int row, int block) const {
     return load_begin(remainder, static_cast<uint32_t>(row * shape.blocks + block));
@@ -56,19 +62,21 @@ struct Walk {
   __device__ __forceinline__ void run(Place next, int count, Worker& of) const {
     if (count <= 0) return;
     Begin begin = begin_of(next.row, next.block);
-    StripCodes ahead = load(next.row, next.block * kBlock);
+    int octet = octet_of(next.row, next.block);
+    StripCodes ahead = load(octet);
     for (; count > 0; count--) {
       const Place place = next;
       Stream stream = open_stream(remainder, begin);
       fetch(stream);
       if (count > 1) of.advance(&next);
       begin = begin_of(next.row, next.block);
+      const int next_octet = octet_of(next.row, next.block);
       const int first = place.block * kBlock, last = min(first + kBlock, shape.columns);
 #pragma unroll 1
       for (int column = first; column < last; column += kColumns) {
         const StripCodes codes = ahead;
-        const bool ends = column + kColumns >= last;
-        ahead = load(ends ? next.row : place.row, ends ? next.block * kBlock : column + kColumns);
+        octet = column + kColumns < last ? octet + kColumns / kOctet : next_octet;
+        ahead = load(octet);
         const auto asked = of.before(column);
         const int left = shape.columns - column - lane % kLanes * kLaneWeights;
         uint32_t pairs[2][4];

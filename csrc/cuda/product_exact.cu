@@ -1,7 +1,8 @@
-// Products of at most 8 rows of x with an exact weight of the same 16-bit type: a warp takes
-// a row of the weight, block after block of 512, a lane 16 weights, which never leave its
-// registers. Warps do not wait for each other. Some 50 instructions a weight decode it, 1.3 a row
-// of x multiply it (counted, not profiled): bytes take a fifth of the time.
+// Products of at most 8 rows of x with an exact weight of the same 16-bit type, where there is no
+// table of sub-cells' edges (product_strips.cu): fp16, groups of 32, planes at odd addresses. A
+// warp takes a row of the weight, block after block of 512, a lane 16 weights, which never leave
+// its registers. Warps do not wait for each other. Some 50 instructions a weight decode it, 1.3 a
+// row of x multiply it (counted, not profiled): bytes take a fifth of the time.
 #include "exact_run.cuh"
 #include "exact_strips.h"
 #include "sums.cuh"
