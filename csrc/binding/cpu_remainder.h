@@ -42,8 +42,8 @@ inline std::tuple<Tensor, Tensor, Tensor, Tensor> encode_remainder(
   const Shape leading = leading_of("weight", weight);
   const Layout layout =
       make_layout(weight.sizes().back(), index_bits, deviation_bits, group_size, grid, exponent);
-  const CheckedPlanes planes =
-      check_lossy_of(weight, layout, stored_dtype, {index, deviation, deviation_low, scale});
+  const CheckedPlanes planes = check_lossy_of(
+      weight, layout, stored_dtype, {index, deviation, deviation_low, scale, {}, {}, {}, {}});
   check_cpu("weight", weight);
   const Tensor source = torch::stable::contiguous(weight);
   const Dtype stored = dtype_of("weight", *stored_dtype);

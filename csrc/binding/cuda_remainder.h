@@ -29,8 +29,8 @@ inline std::tuple<Tensor, Tensor, Tensor, Tensor> encode_remainder(
   const Shape leading = leading_of("weight", weight);
   const Layout layout =
       make_layout(weight.sizes().back(), index_bits, deviation_bits, group_size, grid, exponent);
-  const CheckedPlanes planes =
-      check_lossy_of(weight, layout, stored_dtype, {index, deviation, deviation_low, scale});
+  const CheckedPlanes planes = check_lossy_of(
+      weight, layout, stored_dtype, {index, deviation, deviation_low, scale, {}, {}, {}, {}});
   if (weight.device() != planes.scale->device()) {
     fail("weight: expected a tensor on the device of its planes");
   }

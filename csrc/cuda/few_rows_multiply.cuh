@@ -198,8 +198,8 @@ struct Multiplier {
     ask_words(tile, (first - tile * plan.stages) / 2 * 2);
   }
 
-  // All of a block's units, after `begin`. One goes by before others are told of what was left: by then it has
-  // arrived, and the fence takes no time.
+  // All of a block's units, after `begin`. One goes by before others are told of what was left: by
+  // then it has arrived, and the fence takes no time.
   __device__ __forceinline__ void run(int first, int last, uint32_t ring) {
     int tile = first / plan.stages, begin = first - tile * plan.stages, along = begin;
     advance_words(tile, along);
