@@ -1,5 +1,5 @@
 // Products of 9 to 64 rows of x with a lossy weight whose codes are decoded in registers, for the
-// tensor cores.
+// tensor cores; of 33 and more only where many_rows.cu takes none.
 //
 // One warp of a block fills a ring of stages in shared memory by bulk copies; the others take 16
 // (or 32) rows of the weight each, as mma.m16n8k16 has it: lane 4 q + t has the codes of columns 16

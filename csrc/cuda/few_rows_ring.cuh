@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "turn.cuh"
+
 namespace phiquant::cuda {
 
 __device__ __forceinline__ uint32_t shared_address(const void* shared) {
@@ -94,19 +96,5 @@ __device__ __forceinline__ uint4 quad_at(uint32_t address) {
                : "r"(address), "n"(at));
   return words;
 }
-
-// Which stage of how many is next, and the parity of its barriers.
-template <int stages>
-struct Turn {
-  int stage = 0;
-  uint32_t parity = 0;
-
-  __device__ __forceinline__ void advance() {
-    if (++stage == stages) {
-      stage = 0;
-      parity ^= 1;
-    }
-  }
-};
 
 }  // namespace phiquant::cuda

@@ -35,14 +35,14 @@ Matrix x_matrix(const ProductTask& task) {
 struct ManyRoom {
   int64_t partial, arrived;
 
-  ManyRoom(const ProductTask& task, const Cut& cut) : partial(0), arrived(0) {
+  ManyRoom(const ProductTask& task, const ManyCut& cut) : partial(0), arrived(0) {
     if (!cut.shared) return;
     partial = cut.pairs(task, multiprocessors()) * kPair * 2 * kPanelRows * cut.wide * 4;
     arrived = cut.tiles(task) * kPair * kConsumers * 4;
   }
 };
 
-TileTask tile_task(const ProductTask& task, const Cut& cut, uint32_t magic, void* workspace) {
+TileTask tile_task(const ProductTask& task, const ManyCut& cut, uint32_t magic, void* workspace) {
   const Layout& layout = task.layout;
   const int64_t grains = cut.grains(task), pairs = cut.pairs(task, multiprocessors());
   auto* const partial = static_cast<uint8_t*>(workspace);
@@ -67,7 +67,7 @@ TileTask tile_task(const ProductTask& task, const Cut& cut, uint32_t magic, void
 }
 
 template <class T, int deviation, int wide>
-void launch(const ProductTask& task, const Cut& cut, void* workspace, cudaStream_t stream) {
+void launch(const ProductTask& task, const ManyCut& cut, void* workspace, cudaStream_t stream) {
   const CUtensorMap x = map_boxes(x_matrix(task), wide / kPair, kStepColumns);
   const CUtensorMap index = map_boxes(index_matrix(task), kPanelRows, plane_bytes(4));
   CUtensorMap high{};
@@ -96,7 +96,7 @@ void launch(const ProductTask& task, const Cut& cut, void* workspace, cudaStream
 
 template <class T, int deviation>
 void launch_cut(const ProductTask& task, void* workspace, cudaStream_t stream) {
-  const Cut cut = best_cut(task, multiprocessors());
+  const ManyCut cut = best_cut(task, multiprocessors());
   switch (cut.wide) {
     case 64:
       return launch<T, deviation, 64>(task, cut, workspace, stream);
@@ -142,7 +142,7 @@ bool multiplies_many(const ProductTask& task) {
   const bool mapped = can_map(x_matrix(task)) && can_map(index_matrix(task)) &&
                       (layout.deviation_bits == 0 || can_map(high_matrix(task)));
   if (!mapped || !has_kernels()) return false;
-  const Cut cut = best_cut(task, multiprocessors());
+  const ManyCut cut = best_cut(task, multiprocessors());
   return cut.tiles(task) * steps_of(task.layout) < (int64_t{1} << 30) &&
          cut.microseconds(task, multiprocessors()) < decoded_microseconds(task);
 }

@@ -32,7 +32,7 @@ struct Consumer {
   Shared& shared;
   int number, warp, lane;  // of the warpgroup, in it, in the warp
   LaneCodes codes;
-  Ring<Shared::kStages> ahead, ring;  // of codes, and of products
+  Turn<Shared::kStages> ahead, ring;  // of codes, and of products
   RowCodes<deviation> upper, lower;
   uint32_t operand[4][4];
   float sums[kSums];

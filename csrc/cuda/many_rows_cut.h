@@ -19,7 +19,7 @@ inline constexpr int kMostParts = 4;     // pairs a tile, on average
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t steps_of(const Layout& layout) { return ceil_div(layout.columns, kStepColumns); }
 
-struct Cut {
+struct ManyCut {
   int wide;     // rows of x in a tile
   bool shared;  // whether pairs may share tiles
 
@@ -46,11 +46,11 @@ struct Cut {
   }
 };
 
-inline Cut best_cut(const ProductTask& task, int multiprocessors) {
-  Cut best{256, false};
+inline ManyCut best_cut(const ProductTask& task, int multiprocessors) {
+  ManyCut best{256, false};
   for (const int wide : {256, 192, 128, 64}) {
     for (const bool shared : {false, true}) {
-      const Cut cut{wide, shared};
+      const ManyCut cut{wide, shared};
       if (cut.microseconds(task, multiprocessors) < best.microseconds(task, multiprocessors)) {
         best = cut;
       }

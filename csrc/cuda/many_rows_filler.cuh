@@ -17,7 +17,7 @@ __device__ __forceinline__ void copy_stages(const TileTask& task, const BlockPla
                                             TileShared<deviation, wide>& shared) {
   using Shared = TileShared<deviation, wide>;
   constexpr int kHalf = wide / kPair;
-  Ring<Shared::kStages> ring;
+  Turn<Shared::kStages> ring;
   Segment part;
   for (int unit = place.first; unit < place.last; unit += part.end - part.begin) {
     part = place.segment(task, unit);
@@ -79,7 +79,7 @@ struct LevelMaker {
   }
 
   __device__ __forceinline__ void run() const {
-    Ring<Shared::kStages> ring;
+    Turn<Shared::kStages> ring;
     Segment part;
     for (int unit = place.first; unit < place.last; unit += part.end - part.begin) {
       part = place.segment(task, unit);

@@ -3,6 +3,7 @@
 
 #include "many_rows_cut.h"
 #include "many_rows_levels.cuh"
+#include "turn.cuh"
 
 namespace phiquant::cuda {
 
@@ -94,20 +95,6 @@ struct BlockPlace {
   // These change first, so that codes come from memory once.
   __device__ __forceinline__ static int64_t x_row(const TileTask& task, int tile, int wide) {
     return int64_t{tile % task.wide_tiles} * wide;
-  }
-};
-
-// A stage, and the parity of the barriers' phases.
-template <int stages>
-struct Ring {
-  int stage = 0;
-  uint32_t parity = 0;
-
-  __device__ __forceinline__ void advance() {
-    if (++stage == stages) {
-      stage = 0;
-      parity ^= 1;
-    }
   }
 };
 
