@@ -90,7 +90,8 @@ def contenders(mixture: Mixture) -> Iterator[Grouped]:
 def compressed(weight: Tensor, layout: Layout) -> Planes:
     """Of experts, one after another."""
     flat = encode(weight.flatten(0, 1), layout, "joint" if layout.deviation_bits else "index")
-    return Planes(*(p if p is None else p.unflatten(0, weight.shape[:2]) for p in flat))
+    planes: Any = (p if p is None else p.unflatten(0, weight.shape[:2]) for p in flat)
+    return Planes(*planes)
 
 
 def _product(planes: Planes, given: Any, x: Tensor, ends: Tensor) -> Tensor:
