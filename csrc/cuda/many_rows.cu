@@ -60,6 +60,7 @@ TileTask tile_task(const ProductTask& task, const ManyCut& cut, uint32_t magic, 
           reinterpret_cast<float4*>(partial),
           reinterpret_cast<unsigned*>(partial + ManyRoom(task, cut).partial),
           task.out_features % 8 == 0 && (reinterpret_cast<uintptr_t>(task.out) & 15) == 0,
+          groups_of(layout) % 8 == 0 && (reinterpret_cast<uintptr_t>(task.planes.scale) & 15) == 0,
           magic};
 }
 

@@ -28,6 +28,37 @@ struct UnitCursor {
   }
 };
 
+// Scale words of a row: 8 together where rows begin at 16 bytes, else one. A warp's loads of its 32
+// rows are 32 lines, however little of each is taken.
+struct ScaleWords {
+  uint4 eight{};
+  int which = 0;    // of them
+  int held = -1;    // the step that they begin with, in units of what they last for
+  int64_t row = 0;  // of the tile they are of
+
+  __device__ __forceinline__ uint32_t word() const {
+    const uint32_t low = which & 2 ? eight.y : eight.x, high = which & 2 ? eight.w : eight.z;
+    return (which & 4 ? high : low) >> ((which & 1) * 16) & 0xFFFF;
+  }
+
+  // Asks for the word of this step, `of` a thread's own row; nothing waits for it before `word`.
+  __device__ __forceinline__ void ask(const TileTask& task, int64_t tile_row, int64_t of,
+                                      int step) {
+    const int group = step >> task.step_shift;
+    const uint16_t* const from = task.scale + of * task.groups;
+    if (!task.eight_words) {
+      which = 0;
+      eight.x = load_word(from + group);
+      return;
+    }
+    which = group & 7;
+    if (held == group >> 3 && row == tile_row) return;
+    held = group >> 3;
+    row = tile_row;
+    eight = load_words(from + held * 8);
+  }
+};
+
 struct CodeMaps {
   const CUtensorMap *index, *high;
 };
@@ -45,6 +76,7 @@ struct Decoder {
   Turn<Shared::kSlots> slot;
   Turn<Shared::kWeightStages> stage;
   UnitCursor copied, scaled;  // what codes, and scale words, are asked for next
+  ScaleWords words;
 
   __device__ __forceinline__ Decoder(const TileTask& task, const BlockPlace& place,
                                      const CodeMaps& maps, Shared& shared, int warp, int lane)
@@ -78,13 +110,11 @@ struct Decoder {
   }
 
   // A row that the weight does not have is its last one.
-  __device__ __forceinline__ uint32_t next_word() {
-    if (scaled.unit >= place.last) return 0;
+  __device__ __forceinline__ void ask_for_word() {
+    if (scaled.unit >= place.last) return;
     const int64_t of = min(scaled.weight_row + row, task.out_features - 1);
-    const uint32_t word =
-        load_word(task.scale + of * task.groups + (scaled.step >> task.step_shift));
+    words.ask(task, scaled.weight_row, of, scaled.step);
     scaled.advance(task, place, kDecoders);
-    return word;
   }
 
   __device__ __forceinline__ RowLevels<T, deviation> levels_of(uint32_t word) const {
@@ -107,19 +137,20 @@ struct Decoder {
   // `show_to_products` would wait for it.
   __device__ __forceinline__ void run() {
     for (int i = 0; i < Shared::kSlots; i++) copy(i);
-    RowLevels<T, deviation> levels = levels_of(next_word());
-    uint32_t word = next_word();
+    ask_for_word();
+    RowLevels<T, deviation> levels = levels_of(words.word());
+    ask_for_word();
     for (int unit = place.first + warp / 4; unit < place.last; unit += kDecoders) {
       RowCodes<deviation> codes;
       wait_for(shared_address(&shared.codes_full[warp][slot.stage]), slot.parity);
       codes.load(shared_address(&shared.codes[warp][slot.stage]), lane);
       wait_for(shared_address(&shared.weights_empty[stage.stage]), stage.parity ^ 1);
       store(codes, levels);
-      levels = levels_of(word);
+      levels = levels_of(words.word());
       show_to_products();
       __syncwarp();
       if (lane == 0) arrive(shared_address(&shared.weights_full[stage.stage]));
-      word = next_word();
+      ask_for_word();
       copy(slot.stage);
       slot.advance();
       for (int i = 0; i < kDecoders; i++) stage.advance();

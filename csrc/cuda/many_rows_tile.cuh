@@ -70,6 +70,7 @@ struct TileTask {
   float4* partial;    // sums of shared tiles, two tiles a block
   unsigned* arrived;  // how many have left theirs, of 64 rows of a tile; zeros
   bool aligned;       // whether 8 results of a row can be stored at once
+  bool eight_words;   // whether rows of scale words begin at 16 bytes
   uint32_t magic;     // kMagic: if the compiler knew it, it would load every selector of bytes
 
   // The first pairs take one grain more than the others.
@@ -118,6 +119,14 @@ __device__ __forceinline__ uint32_t load_word(const uint16_t* from) {
   uint16_t word;
   asm volatile("ld.global.nc.L2::128B.u16 %0, [%1];" : "=h"(word) : "l"(from));
   return word;
+}
+// Eight, at 16 bytes.
+__device__ __forceinline__ uint4 load_words(const uint16_t* from) {
+  uint4 words;
+  asm volatile("ld.global.nc.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
+               : "l"(from));
+  return words;
 }
 
 }  // namespace phiquant::cuda
