@@ -24,11 +24,15 @@ SHAPES = [
 ]
 
 
+def indices(columns: int) -> Layout:
+    return Layout(columns, 4, 0, exponent=0)
+
+
 @HALVES
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_within_tolerance(shape: tuple[int, int], dtype: torch.dtype) -> None:
     rows, columns = shape
-    layout = Layout(columns, exponent=0)
+    layout = indices(columns)
     planes = typical_planes(layout, rows)
     of, there = codec.decode(planes, layout), on_gpu(planes)
     bias = torch.randn(rows, dtype=dtype, device="cuda")
@@ -42,7 +46,7 @@ def test_within_tolerance(shape: tuple[int, int], dtype: torch.dtype) -> None:
 @HALVES
 def test_weights_are_exact(dtype: torch.dtype) -> None:
     """Of one weight at a time only the result is rounded, and scales are fp32."""
-    layout = Layout(256, exponent=0)
+    layout = indices(256)
     planes = typical_planes(layout, 48)
     expected = codec.decode(planes, layout).t().cuda().double()
     x = torch.eye(256, dtype=dtype, device="cuda")
@@ -54,7 +58,7 @@ def test_weights_are_exact(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("columns", [256, 1024])
 def test_a_row_has_the_same_bits_in_any_company(columns: int) -> None:
-    layout = Layout(columns, exponent=0)
+    layout = indices(columns)
     planes = on_gpu(typical_planes(layout, 5000))
     x = torch.randn(16, columns, device="cuda", dtype=torch.bfloat16)
     whole = linear(x, planes, None, layout)
@@ -64,7 +68,7 @@ def test_a_row_has_the_same_bits_in_any_company(columns: int) -> None:
 
 @HALVES
 def test_rows_that_are_zero_or_not_finite_stay_apart(dtype: torch.dtype) -> None:
-    layout = Layout(512, exponent=0)
+    layout = indices(512)
     planes = on_gpu(typical_planes(layout, 2200))
     x = torch.randn(12, 512, dtype=dtype, device="cuda")
     plain = linear(x, planes, None, layout)
@@ -78,7 +82,7 @@ def test_rows_that_are_zero_or_not_finite_stay_apart(dtype: torch.dtype) -> None
 
 
 def test_nothing_beyond_a_plane_or_x_is_read_or_written() -> None:
-    layout = Layout(64 * 9, exponent=0)
+    layout = indices(64 * 9)
     planes = on_gpu(typical_planes(layout, 2131))
     x = torch.randn(7, layout.columns, dtype=torch.bfloat16, device="cuda")
     wanted = linear(x, planes, None, layout)
@@ -94,7 +98,7 @@ def test_nothing_beyond_a_plane_or_x_is_read_or_written() -> None:
 @pytest.mark.parametrize("word", [0, 0x7C08], ids=["zero", "infinite"])
 @pytest.mark.parametrize("group", [0, 13])
 def test_a_bad_word_makes_its_row_nan(group: int, word: int) -> None:
-    layout = Layout(64 * 14, exponent=0)
+    layout = indices(64 * 14)
     planes = typical_planes(layout, 200)
     planes.scale.view(torch.int16)[133, group] = word
     x = torch.randn(11, layout.columns, device="cuda", dtype=torch.bfloat16)
@@ -105,7 +109,7 @@ def test_a_bad_word_makes_its_row_nan(group: int, word: int) -> None:
 
 def test_products_that_follow_each_other_in_a_graph() -> None:
     """A kernel may begin while the one before it, whose result is its x, still runs."""
-    first, second = Layout(1024, exponent=0), Layout(4000, exponent=0)
+    first, second = indices(1024), indices(4000)
     planes = on_gpu(typical_planes(first, 4000)), on_gpu(typical_planes(second, 1024))
 
     def both(x: torch.Tensor) -> torch.Tensor:
