@@ -27,6 +27,12 @@ struct Octet {
   uint32_t pairs[4];
 };
 
+// Eight columns as they lie in memory.
+__device__ __forceinline__ Octet paired(const uint4& plain) {
+  return {__byte_perm(plain.x, plain.z, 0x5410), __byte_perm(plain.x, plain.z, 0x7632),
+          __byte_perm(plain.y, plain.w, 0x5410), __byte_perm(plain.y, plain.w, 0x7632)};
+}
+
 // 16 bits a column, 0 beyond `count`; any alignment.
 __device__ __forceinline__ Octet load_octet(const uint16_t* from, int64_t count) {
   uint4 plain{};
@@ -37,8 +43,7 @@ __device__ __forceinline__ Octet load_octet(const uint16_t* from, int64_t count)
 #pragma unroll
     for (int i = 0; i < 8; i++) words[i] = i < count ? __ldcg(from + i) : uint16_t{0};
   }
-  return {__byte_perm(plain.x, plain.z, 0x5410), __byte_perm(plain.x, plain.z, 0x7632),
-          __byte_perm(plain.y, plain.w, 0x5410), __byte_perm(plain.y, plain.w, 0x7632)};
+  return paired(plain);
 }
 
 __device__ __forceinline__ uint32_t largest_of(const Octet& octet) {

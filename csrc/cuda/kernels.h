@@ -68,7 +68,8 @@ struct ProductTask {
 // All launch on `stream` of the current device and return at once.
 void decode(const DecodeTask& task, cudaStream_t stream);
 
-// Whether `multiply` takes such a product of a lossy weight, and is the faster way.
+// Whether `multiply` takes such a product of a lossy weight, and is the faster way. Up to 8 rows of
+// x, with indices alone up to 16 on Hopper.
 bool multiplies(const ProductTask& task);
 void multiply(const ProductTask& task, cudaStream_t stream);
 

@@ -21,11 +21,9 @@ Matrix plane_matrix(const ProductTask& task, const uint8_t* plane, int bits) {
   const int64_t bytes = row_bytes(task.layout, bits);
   return {plane, task.out_features, bytes, bytes, 1};
 }
-Matrix index_matrix(const ProductTask& task) {
-  return plane_matrix(task, task.planes.index, task.layout.index_bits);
-}
-Matrix high_matrix(const ProductTask& task) {
-  return plane_matrix(task, task.planes.deviation, task.layout.deviation_bits);
+// 64 columns of a warp's rows together.
+CUtensorMap map_codes(const ProductTask& task, const uint8_t* plane, int bits) {
+  return map_boxes(plane_matrix(task, plane, bits), 32, plane_bytes(bits));
 }
 Matrix x_matrix(const ProductTask& task) {
   return {task.x, task.m, task.layout.columns, task.layout.columns * 2, 2};
@@ -62,16 +60,16 @@ TileTask tile_task(const ProductTask& task, const ManyCut& cut, uint32_t magic, 
           reinterpret_cast<float4*>(partial),
           reinterpret_cast<unsigned*>(partial + ManyRoom(task, cut).partial),
           task.out_features % 8 == 0 && (reinterpret_cast<uintptr_t>(task.out) & 15) == 0,
-          magic,
-          0};
+          groups_of(layout) % 8 == 0 && (reinterpret_cast<uintptr_t>(task.planes.scale) & 15) == 0,
+          magic};
 }
 
 template <class T, int deviation, int wide>
 void launch(const ProductTask& task, const ManyCut& cut, void* workspace, cudaStream_t stream) {
   const CUtensorMap x = map_boxes(x_matrix(task), wide / kPair, kStepColumns);
-  const CUtensorMap index = map_boxes(index_matrix(task), kPanelRows, plane_bytes(4));
+  const CUtensorMap index = map_codes(task, task.planes.index, 4);
   CUtensorMap high{};
-  if (deviation > 0) high = map_boxes(high_matrix(task), kPanelRows, plane_bytes(deviation));
+  if (deviation > 0) high = map_codes(task, task.planes.deviation, deviation);
   const TileTask tiles = tile_task(task, cut, kMagic<deviation>, workspace);
   const ManyRoom room(task, cut);
   if (room.arrived > 0) {
@@ -139,8 +137,11 @@ bool multiplies_many(const ProductTask& task) {
                       (layout.deviation_bits == 0 || layout.exponent >= kSmallestExponent) &&
                       task.remainder.payload == nullptr;
   if (!format || task.dtype == Dtype::kFloat32 || task.m < kFewest) return false;
-  const bool mapped = can_map(x_matrix(task)) && can_map(index_matrix(task)) &&
-                      (layout.deviation_bits == 0 || can_map(high_matrix(task)));
+  const auto can_copy = [&](const uint8_t* plane, int bits) {
+    return bits == 0 || can_map(plane_matrix(task, plane, bits));
+  };
+  const bool mapped = can_map(x_matrix(task)) && can_copy(task.planes.index, 4) &&
+                      can_copy(task.planes.deviation, layout.deviation_bits);
   if (!mapped || !has_kernels()) return false;
   const ManyCut cut = best_cut(task, multiprocessors());
   return cut.tiles(task) * steps_of(task.layout) < (int64_t{1} << 30) &&

@@ -13,16 +13,30 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
+// Asked for once: the compiler would rather ask again in every step.
+__device__ __forceinline__ int lane_of_thread() {
+  int lane;
+  asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
+  return lane;
+}
+
 __device__ __forceinline__ uint32_t cluster_rank() {
   uint32_t rank;
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
   return rank;
 }
 
-// All threads of the cluster; what they wrote before is seen after.
+// All threads of the cluster. What they wrote before is seen after; or only barriers that were
+// published.
 __device__ __forceinline__ void cluster_sync() {
   asm volatile(
       "barrier.cluster.arrive.release.aligned;\n"
+      "barrier.cluster.wait.acquire.aligned;" ::
+          : "memory");
+}
+__device__ __forceinline__ void cluster_sync_published() {
+  asm volatile(
+      "barrier.cluster.arrive.relaxed.aligned;\n"
       "barrier.cluster.wait.acquire.aligned;" ::
           : "memory");
 }
@@ -40,9 +54,17 @@ __device__ __forceinline__ void arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-__device__ __forceinline__ void arrive_with_bytes(uint32_t barrier, uint32_t bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
-               : "memory");
+// By one lane of a warp, `mine`, as copies below: no branch, so that a warp's registers stay its
+// own.
+__device__ __forceinline__ void arrive_with_bytes(bool mine, uint32_t barrier, uint32_t bytes) {
+  asm volatile(
+      "{\n"
+      ".reg .pred mine;\n"
+      "setp.ne.b32 mine, %2, 0;\n"
+      "@mine mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n"
+      "}" ::"r"(barrier),
+      "r"(bytes), "r"(static_cast<int>(mine))
+      : "memory");
 }
 
 // At the same barrier of the cluster's block `rank`.
@@ -72,23 +94,37 @@ __device__ __forceinline__ void wait_for(uint32_t barrier, uint32_t parity) {
 
 // A box of a matrix, from column and row on, zeros beyond its edges; its bytes are counted at
 // `barrier`.
-__device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap* map, int column, int row,
-                                         uint32_t barrier) {
+__device__ __forceinline__ void copy_box(bool mine, uint32_t to, const CUtensorMap* map, int column,
+                                         int row, uint32_t barrier) {
   asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
-      "[%0], [%1, {%2, %3}], [%4];" ::"r"(to),
-      "l"(map), "r"(column), "r"(row), "r"(barrier)
+      "{\n"
+      ".reg .pred mine;\n"
+      "setp.ne.b32 mine, %5, 0;\n"
+      "@mine cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      " [%0], [%1, {%2, %3}], [%4];\n"
+      "}" ::"r"(to),
+      "l"(map), "r"(column), "r"(row), "r"(barrier), "r"(static_cast<int>(mine))
       : "memory");
 }
 
-// The same to this place of several blocks of the cluster, bits of `blocks`, and their barriers.
-__device__ __forceinline__ void copy_box_to(uint32_t blocks, uint32_t to, const CUtensorMap* map,
-                                            int column, int row, uint32_t barrier) {
+// The same to this place of both blocks of a pair, and their barriers.
+__device__ __forceinline__ void copy_box_to_pair(bool mine, uint32_t to, const CUtensorMap* map,
+                                                 int column, int row, uint32_t barrier) {
   asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
-      ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
-      "l"(map), "r"(column), "r"(row), "r"(barrier), "h"(static_cast<uint16_t>(blocks))
+      "{\n"
+      ".reg .pred mine;\n"
+      "setp.ne.b32 mine, %6, 0;\n"
+      "@mine cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;\n"
+      "}" ::"r"(to),
+      "l"(map), "r"(column), "r"(row), "r"(barrier), "h"(static_cast<uint16_t>(3)),
+      "r"(static_cast<int>(mine))
       : "memory");
+}
+
+// What this thread has stored can be read by tensor cores once a barrier says so.
+__device__ __forceinline__ void show_to_products() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
 // The 128 threads of a warpgroup.

@@ -1,100 +1,91 @@
-// Codes in shared memory to weights in registers, as Hopper's tensor cores take them: of 64 columns
-// and two rows a lane.
+// Codes of one row and step, 64 columns, to weights in shared memory as tensor cores read them
+// there: a thread a row, 8 columns at a time.
 //
-// A lane of four needs columns 2 t, 2 t + 1 of every 8: byte t of every word of indices. Bytes of
-// four words, 8 weights of a row, are gathered first. Instructions a weight: without a deviation 3,
-// which look up two bytes; with one 1.25 to gather and join codes, 2 to make a position, 3 to make
-// a weight of it, 1/2 to round pairs.
+// Counted instructions a weight: 2.6 without a deviation, which look up two bytes, and 1 for the
+// table; with one 1 to join codes, 2 to make a position, 3 to make a weight of it, 1/2 to round
+// pairs.
 #pragma once
 
 #include "many_rows_tile.cuh"
 
 namespace phiquant::cuda {
 
+__device__ __forceinline__ void store_words(uint32_t address, const uint4& words) {
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(words.x),
+               "r"(words.y), "r"(words.z), "r"(words.w)
+               : "memory");
+}
+
+// Word i of some; i is known when this is compiled.
+__device__ __forceinline__ uint32_t word_of(const uint4* of, int i) {
+  const uint4& four = of[i / 4];
+  return i % 4 == 0 ? four.x : i % 4 == 1 ? four.y : i % 4 == 2 ? four.z : four.w;
+}
+
 __device__ __forceinline__ uint4 shared_words(uint32_t address) {
   uint4 words;
   asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
-               : "r"(address));
+               : "r"(address)
+               : "memory");
   return words;
 }
 
-// Where a lane finds row r of its two, r and r + 8, in a stage.
-struct LaneCodes {
-  uint32_t row;
-  uint32_t flip;   // 16 where halves of rows of 32 bytes are swapped
-  uint32_t pick;   // bytes t of two words
-  uint32_t shift;  // to nibble t
+// What codes of a row and group are decoded with.
+template <class T, int deviation>
+struct RowLevels {
+  Curve curve;
 
-  __device__ __forceinline__ LaneCodes(int row, int lane)
-      : row(static_cast<uint32_t>(row)),
-        flip(static_cast<uint32_t>(row & 4) << 2),
-        pick((static_cast<uint32_t>(lane) & 3) * 0x11 + 0x40),
-        shift((static_cast<uint32_t>(lane) & 3) * 4) {}
+  __device__ __forceinline__ explicit RowLevels(const Curve& curve) : curve(curve.scaled()) {}
+};
+template <class T>
+struct RowLevels<T, 0> {
+  LevelTable table;
 
-  // Byte t of each of four words.
-  __device__ __forceinline__ uint32_t gathered(const uint4& words) const {
-    return __byte_perm(__byte_perm(words.x, words.y, pick), __byte_perm(words.z, words.w, pick),
-                       0x5410);
-  }
+  __device__ __forceinline__ explicit RowLevels(const Curve& curve)
+      : table(curve.template table<T>()) {}
 };
 
-// All that a lane reads of one row and step.
 template <int deviation>
 struct RowCodes {
-  uint4 index[2], high[2], levels[2];
+  uint4 index[2], high[2];
 
-  template <class Stage>
-  __device__ __forceinline__ void load(const LaneCodes& lane, uint32_t stage, uint32_t row) {
-    const uint32_t half = lane.flip, other = lane.flip ^ 16;
-    const uint32_t index_at = stage + offsetof(Stage, index),
-                   high_at = stage + offsetof(Stage, high),
-                   levels_at = stage + offsetof(Stage, levels);
-    index[0] = shared_words(index_at + row * 32 + half);
-    index[1] = shared_words(index_at + row * 32 + other);
-    if constexpr (deviation == 0) {
-      levels[0] = shared_words(levels_at + row * 32 + half);
-      levels[1] = shared_words(levels_at + row * 32 + other);
-    } else {
-      levels[0] = shared_words(levels_at + row * 16);
-    }
+  // Row `row` of a warp's; halves of 32 bytes are swapped in every other four rows.
+  __device__ __forceinline__ void load(uint32_t codes, uint32_t row) {
+    using Codes = WarpCodes<deviation>;
+    const uint32_t half = (row & 4) << 2, index_at = codes + row * 32,
+                   high_at = codes + sizeof(Codes::index);
+    index[0] = shared_words(index_at + half);
+    index[1] = shared_words(index_at + (half ^ 16));
     if constexpr (deviation == 2) high[0] = shared_words(high_at + row * 16);
     if constexpr (deviation == 4) {
       high[0] = shared_words(high_at + row * 32 + half);
-      high[1] = shared_words(high_at + row * 32 + other);
+      high[1] = shared_words(high_at + row * 32 + (half ^ 16));
     }
   }
 
-  // Deviations of a chunk of 32 columns, as `gathered` gives indices.
-  template <int chunk>
-  __device__ __forceinline__ uint32_t high_codes(const LaneCodes& lane) const {
-    if constexpr (deviation == 2) {
-      const uint32_t first = chunk == 0 ? high[0].x : high[0].z;
-      const uint32_t second = chunk == 0 ? high[0].y : high[0].w;
-      return __byte_perm(first >> lane.shift, second >> lane.shift, 0x6420);
-    } else {
-      return lane.gathered(high[chunk]);
-    }
+  // Deviations of 8 columns, as `joined` takes them.
+  __device__ __forceinline__ uint32_t high_codes(int eight) const {
+    if constexpr (deviation == 4) return word_of(high, eight);
+    const uint32_t sixteen = word_of(high, eight / 2);
+    return __byte_perm(sixteen, sixteen >> 4, eight % 2 == 0 ? 0x5140 : 0x7362);
   }
 
-  // A chunk to registers r and r + 2 of the operands of every 16 columns.
-  template <class T, int chunk, int r>
-  __device__ __forceinline__ void decode(const LaneCodes& lane, uint32_t magic,
-                                         uint32_t (&to)[4][4]) const {
-    const uint32_t codes = lane.gathered(index[chunk]);
-    uint32_t* const first = to[2 * chunk];
-    uint32_t* const second = to[2 * chunk + 1];
+  template <class T>
+  __device__ __forceinline__ uint4 weights(const RowLevels<T, deviation>& levels, uint32_t magic,
+                                           int eight) const {
+    const uint32_t codes = word_of(index, eight);
+    uint4 weights;
     if constexpr (deviation == 0) {
-      const LevelTable table{levels[0], levels[1]};
-      table.look_up(codes, first + r, first + r + 2, second + r, second + r + 2);
+      levels.table.look_up(codes, &weights.x, &weights.y, &weights.z, &weights.w);
     } else {
-      const CodeBytes bytes = joined<deviation>(codes, high_codes<chunk>(lane));
-      const Curve curve{__uint_as_float(levels[0].x), __uint_as_float(levels[0].y), 1};
-      first[r] = weight_pair<T, 0>(curve, bytes, magic);
-      first[r + 2] = weight_pair<T, 1>(curve, bytes, magic);
-      second[r] = weight_pair<T, 2>(curve, bytes, magic);
-      second[r + 2] = weight_pair<T, 3>(curve, bytes, magic);
+      const CodeBytes bytes = joined<deviation>(codes, high_codes(eight));
+      weights = {weight_pair<T, 0>(levels.curve, bytes, magic),
+                 weight_pair<T, 1>(levels.curve, bytes, magic),
+                 weight_pair<T, 2>(levels.curve, bytes, magic),
+                 weight_pair<T, 3>(levels.curve, bytes, magic)};
     }
+    return weights;
   }
 };
 

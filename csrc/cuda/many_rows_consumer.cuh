@@ -1,8 +1,7 @@
 // Warpgroups that multiply 64 rows of the weight with the tile's rows of x, and store the results.
 #pragma once
 
-#include "many_rows_async.cuh"
-#include "many_rows_codes.cuh"
+#include "many_rows_copier.cuh"
 #include "many_rows_wgmma.cuh"
 
 namespace phiquant::cuda {
@@ -24,75 +23,78 @@ __device__ __forceinline__ uint32_t rounded_sums(float low, float high) {
 template <class T, int deviation, int wide>
 struct Consumer {
   using Shared = TileShared<deviation, wide>;
-  using Stage = typename Shared::Stage;
   static constexpr int kSums = wide / 2;
+  static constexpr int kProduct = product_of(wide);
 
   const TileTask& task;
   const BlockPlace& place;
   Shared& shared;
-  int number, warp, lane;  // of the warpgroup, in it, in the warp
-  LaneCodes codes;
-  Turn<Shared::kStages> ahead, ring;  // of codes, and of products
-  RowCodes<deviation> upper, lower;
-  uint32_t operand[4][4];
+  int number, warp, lane;            // of the warpgroup, in it, in the warp
+  Turn<Shared::kStages> ring, read;  // of x: multiplied next, released next
+  Turn<Shared::kWeightStages> weights, weights_read;
+  Copier<deviation, wide> copier;
   float sums[kSums];
 
-  __device__ __forceinline__ Consumer(const TileTask& task, const BlockPlace& place, Shared& shared,
-                                      int warp, int lane)
+  __device__ __forceinline__ Consumer(const TileTask& task, const BlockPlace& place,
+                                      const CUtensorMap* x, Shared& shared, int warp, int lane)
       : task(task),
         place(place),
         shared(shared),
         number(warp / 4),
         warp(warp & 3),
         lane(lane),
-        codes(warp * 16 + (lane >> 2), lane) {}
+        copier(task, place, x, shared, lane) {}
 
-  __device__ __forceinline__ void load() {
-    wait_for(shared_address(&shared.full[ahead.stage]), ahead.parity);
-    const uint32_t stage = shared_address(&shared.stages[ahead.stage]);
-    upper.template load<Stage>(codes, stage, codes.row);
-    lower.template load<Stage>(codes, stage, codes.row + 8);
-    ahead.advance();
-  }
+  // Whether this warp has x copied.
+  __device__ __forceinline__ bool copies() const { return number == 0 && warp == 0; }
 
-  __device__ __forceinline__ void decode(uint32_t (&to)[4][4]) const {
-    upper.template decode<T, 0, 0>(codes, task.magic, to);
-    lower.template decode<T, 0, 1>(codes, task.magic, to);
-    upper.template decode<T, 1, 0>(codes, task.magic, to);
-    lower.template decode<T, 1, 1>(codes, task.magic, to);
-  }
-
-  // To whoever fills this stage, in both blocks of the pair.
-  __device__ __forceinline__ void release(int stage) const {
-    __syncwarp();
-    if (lane < kPair) arrive_at(shared_address(&shared.empty[stage]), static_cast<uint32_t>(lane));
-  }
-
-  // Sums of some steps of a tile: while one is multiplied, the next is decoded, and then codes of
-  // one more are loaded.
-  __device__ __forceinline__ void multiply(int steps) {
-    load();
-    decode(operand);
-    if (steps > 1) load();
-    for (int step = 0; step < steps; step++) {
-      const uint64_t rows = describe_rows(shared_address(shared.stages[ring.stage].x));
-      begin_products();
+  __device__ __forceinline__ void start_products(bool first) {
+    wait_for(shared_address(&shared.full[ring.stage]), ring.parity);
+    wait_for(shared_address(&shared.weights_full[weights.stage]), weights.parity);
+    const uint64_t rows = describe_rows(shared_address(shared.x[ring.stage]));
+    const uint64_t of = describe_rows(shared_address(shared.weights[weights.stage]) +
+                                      number * (kConsumerRows * 128));
+    begin_products();
 #pragma unroll
-      for (int i = 0; i < kStepColumns / 16; i++) {
-        WideProduct<T, wide>::add(sums, operand[i], rows + i * kDescribedStep, step > 0 || i > 0);
-      }
-      commit_products();
-      uint32_t next[4][4];
-      if (step + 1 < steps) decode(next);
-      if (step + 2 < steps) load();
-      wait_for_products();
-      release(ring.stage);
-      ring.advance();
+    for (int i = 0; i < kStepColumns / 16; i++) {
 #pragma unroll
-      for (int i = 0; i < 16; i++) {
-        operand[i / 4][i % 4] = kept(operand[i / 4][i % 4], next[i / 4][i % 4], task.none);
+      for (int at = 0; at < wide; at += kProduct) {
+        WideProduct<T, kProduct>::add(reinterpret_cast<float (&)[kProduct / 2]>(sums[at / 2]),
+                                      of + i * kDescribedStep,
+                                      rows + i * kDescribedStep + at * (128 >> 4), !first || i > 0);
       }
     }
+    commit_products();
+    ring.advance();
+    weights.advance();
+  }
+
+  // The oldest stages, to whoever fills them: x in both blocks of the pair.
+  __device__ __forceinline__ void release() {
+    __syncwarp();
+    if (lane < kPair) {
+      arrive_at(shared_address(&shared.empty[read.stage]), static_cast<uint32_t>(lane));
+    } else if (lane == kPair) {
+      arrive(shared_address(&shared.weights_empty[weights_read.stage]));
+    }
+    read.advance();
+    weights_read.advance();
+  }
+
+  // Sums of some steps of a tile: one is multiplied while the next is asked for. x is copied to
+  // the stage of two steps ago, which the other block has released by then, too.
+  __device__ __forceinline__ void multiply(int steps) {
+    start_products(true);
+    for (int step = 1; step < steps; step++) {
+      start_products(false);
+      if (copies()) copier.copy();
+      wait_for_products<1>();
+      release();
+    }
+    wait_for_products<0>();
+    settle(sums);
+    release();
+    if (copies()) copier.copy();
   }
 
   // Sums of 64 rows of x, from `from` on, as rows of 64 results in shared memory.
@@ -197,29 +199,33 @@ struct Consumer {
     return shared.before[number];
   }
 
-  // Whoever comes last adds up, in the order of the columns; two sums are the same in any order.
-  __device__ __forceinline__ void share(int tile) {
+  // Whether all sums of the tile are here now: whoever comes last adds up, in the order of the
+  // columns; two sums are the same in any order.
+  __device__ __forceinline__ bool share(int tile) {
     const int from = task.pair_of(tile * task.steps),
               to = task.pair_of((tile + 1) * task.steps - 1);
     const auto others = static_cast<unsigned>(to - from);
-    if (others == 1 && arrived(tile, 0) == 1) {
-      add(left_sums(from + to - place.pair, tile));
-      return finish(tile);
+    if (others > 1 || arrived(tile, 0) != 1) {
+      leave(tile);
+      if (arrived(tile, 1) != others) return false;
     }
-    leave(tile);
-    if (arrived(tile, 1) != others) return;
+    if (others == 1) {
+      add(left_sums(from + to - place.pair, tile));
+      return true;
+    }
 #pragma unroll
     for (int i = 0; i < kSums; i++) sums[i] = 0;
     for (int pair = from; pair <= to; pair++) add(left_sums(pair, tile));
-    finish(tile);
+    return true;
   }
 
   __device__ __forceinline__ void run() {
+    for (int i = 1; i < Shared::kStages && copies(); i++) copier.copy();
     Segment part;
     for (int unit = place.first; unit < place.last; unit += part.end - part.begin) {
       part = place.segment(task, unit);
       multiply(part.end - part.begin);
-      part.end - part.begin == task.steps ? finish(part.tile) : share(part.tile);
+      if (part.end - part.begin == task.steps || share(part.tile)) finish(part.tile);
     }
   }
 };

@@ -36,13 +36,13 @@ struct ManyCut {
     return std::min({int64_t{multiprocessors / kPair}, tiles(task) * kMostParts, grains(task)});
   }
 
-  // From an H100: a step takes 0.68, 0.75, 0.81 or 0.9 us, with deviations 15% more; 4 us to begin
-  // and end, 6 to 18 more for sums through the L2 cache.
+  // From an H100: a step takes 0.55, 0.65, 0.75 or 0.85 us, with deviations 17% more; 4 us to begin
+  // and end, 9 to 18 more for sums through the L2 cache.
   double microseconds(const ProductTask& task, int multiprocessors) const {
     const double part = wide / 256.0;
-    const double step = (0.6 + 0.3 * part) * (task.layout.deviation_bits == 0 ? 1 : 1.15);
+    const double step = (0.45 + 0.4 * part) * (task.layout.deviation_bits == 0 ? 1 : 1.17);
     const int64_t steps = ceil_div(grains(task), pairs(task, multiprocessors)) * grain(task);
-    return (shared ? 6 + 16 * part : 4) + static_cast<double>(steps) * step;
+    return (shared ? 10 + 12 * part : 4) + static_cast<double>(steps) * step;
   }
 };
 

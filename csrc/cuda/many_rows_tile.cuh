@@ -8,32 +8,48 @@
 namespace phiquant::cuda {
 
 inline constexpr int kConsumers = 2;  // warpgroups that multiply, half of the tile's rows each
+inline constexpr int kDecoders = 2;   // warpgroups that decode, every other unit
 inline constexpr int kConsumerRows = kPanelRows / kConsumers;
-inline constexpr int kTileThreads = 128 * (kConsumers + 1);
+inline constexpr int kTileThreads = 128 * (kConsumers + kDecoders);
+// Rows of x that one product takes: the compiler wants its sums to fit into the registers that
+// every thread begins with, 128.
+constexpr int product_of(int wide) { return wide == 256 ? 128 : wide; }
 inline constexpr int kOutRows = 64;   // of the result that are put together at a time
 inline constexpr int kRoom = 232448;  // bytes that a block of a Hopper GPU can have
 
 // Bytes of a row and step of the plane of `bits` bits.
 constexpr int plane_bytes(int bits) { return kStepColumns * bits / 8; }
 
+// What a warp decodes next, of 32 rows; of 32 bytes as copies swizzle them.
+template <int deviation>
+struct WarpCodes {
+  uint8_t index[32 * plane_bytes(4)];
+  uint8_t high[32 * plane_bytes(deviation)];
+};
+template <>
+struct WarpCodes<0> {
+  uint8_t index[32 * plane_bytes(4)];
+};
+
 template <int deviation, int wide>
 struct TileShared {
-  // Rows of 128 bytes, and of 32, as copies swizzle them.
-  struct Stage {
-    uint8_t x[wide * kStepColumns * 2];
-    uint8_t index[kPanelRows * plane_bytes(4)];
-    uint8_t high[deviation == 0 ? 1024 : kPanelRows * plane_bytes(deviation)];
-    uint8_t levels[kPanelRows * (deviation == 0 ? 32 : 16)];
-  };
-  static constexpr uint32_t kCopied =
-      sizeof(Stage::x) + sizeof(Stage::index) + (deviation == 0 ? 0 : sizeof(Stage::high));
-  static constexpr int kRest = kConsumers * kOutRows * kConsumerRows * 2 + 1024;
-  static constexpr int kMost = (kRoom - kRest) / static_cast<int>(sizeof(Stage));
-  static constexpr int kStages = kMost < 8 ? kMost : 8;
+  static constexpr int kSlots = wide > 128 ? 2 : 4;
+  static constexpr int kWeightStages = wide == 256 && deviation > 0 ? 3 : 4;
+  static constexpr int kWeightBytes = kPanelRows * kStepColumns * 2;
+  static constexpr int kRest = kConsumers * kOutRows * kConsumerRows * 2 +
+                               kDecoders * 4 * kSlots * sizeof(WarpCodes<deviation>) +
+                               kWeightStages * kWeightBytes + 1024;
+  static constexpr int kMost = (kRoom - kRest) / (wide * kStepColumns * 2);
+  static constexpr int kStages = kMost < 6 ? kMost : 6;
 
-  alignas(1024) Stage stages[kStages];
+  // Rows of 128 bytes, swizzled: of x, and of the weight.
+  alignas(1024) uint8_t x[kStages][wide * kStepColumns * 2];
+  uint8_t weights[kWeightStages][kWeightBytes];
   uint8_t out[kConsumers][kOutRows * kConsumerRows * 2];
-  uint64_t full[kStages], empty[kStages];
+  WarpCodes<deviation> codes[kDecoders * 4][kSlots];
+  uint64_t full[kStages], empty[kStages];  // of x
+  uint64_t weights_full[kWeightStages], weights_empty[kWeightStages];
+  uint64_t codes_full[kDecoders * 4][kSlots];
   Bend bends[kBendCount];
   unsigned before[kConsumers];  // how many had left their sums of a tile
 };
@@ -54,8 +70,8 @@ struct TileTask {
   float4* partial;    // sums of shared tiles, two tiles a block
   unsigned* arrived;  // how many have left theirs, of 64 rows of a tile; zeros
   bool aligned;       // whether 8 results of a row can be stored at once
+  bool eight_words;   // whether rows of scale words begin at 16 bytes
   uint32_t magic;     // kMagic: if the compiler knew it, it would load every selector of bytes
-  uint32_t none;      // 0, likewise
 
   // The first pairs take one grain more than the others.
   __device__ __forceinline__ int first_unit(int pair) const {
@@ -97,5 +113,20 @@ struct BlockPlace {
     return int64_t{tile % task.wide_tiles} * wide;
   }
 };
+
+// A word that nobody writes, with the rest of its 128 bytes to the L2 cache.
+__device__ __forceinline__ uint32_t load_word(const uint16_t* from) {
+  uint16_t word;
+  asm volatile("ld.global.nc.L2::128B.u16 %0, [%1];" : "=h"(word) : "l"(from));
+  return word;
+}
+// Eight, at 16 bytes.
+__device__ __forceinline__ uint4 load_words(const uint16_t* from) {
+  uint4 words;
+  asm volatile("ld.global.nc.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
+               : "l"(from));
+  return words;
+}
 
 }  // namespace phiquant::cuda

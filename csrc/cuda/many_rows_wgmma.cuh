@@ -1,10 +1,6 @@
-// Hopper's products of a warpgroup: 64 rows in registers times `wide` rows in shared memory, 16
-// columns of both, added to sums in registers. Of warp w lane 4 r + t holds rows 16 w + r and, in
-// odd ones of its 4 registers, 16 w + r + 8; columns 2 t and 2 t + 1 and, in the last two, those 8
-// on. Sums lie as those of mma.m16n8, 8 columns after the other.
-//
-// The tensor cores read a register after its instruction was issued, which the compiler does not
-// know: whoever changes one first waits for the products and makes a use of it visible (`kept`).
+// Hopper's products of a warpgroup: 64 rows of the weight times `wide` rows of x, both in shared
+// memory, 16 columns of each, added to sums in registers. Lane 4 r + t of warp w has sums of the
+// weight's rows 16 w + r and 16 w + r + 8, as those of mma.m16n8, 8 rows of x after the other.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -16,8 +12,8 @@ namespace phiquant::cuda {
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
-// Rows of 128 bytes in shared memory, swizzled so by the copy, 8 of them 1024 bytes; 16 columns are
-// 32 bytes on: 2 in a descriptor.
+// Rows of 128 bytes in shared memory, their eighths swapped as copies do, 8 rows 1024 bytes; 16
+// columns are 32 bytes on: 2 in a descriptor.
 __device__ __forceinline__ uint64_t describe_rows(uint32_t address) {
   return (uint64_t{1} << 62) | (uint64_t{1024 >> 4} << 32) | (uint64_t{1} << 16) |
          ((address & 0x3FFFF) >> 4);
@@ -30,15 +26,17 @@ __device__ __forceinline__ void begin_products() {
 __device__ __forceinline__ void commit_products() {
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
+// Until no more than `running` of the groups committed so far are.
+template <int running>
 __device__ __forceinline__ void wait_for_products() {
-  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(running) : "memory");
 }
 
-// `next`, made of a register that tensor cores have read too, so that nothing else was in it;
-// `none` is 0, which the compiler must not know.
-__device__ __forceinline__ uint32_t kept(uint32_t held, uint32_t next, uint32_t none) {
-  asm volatile("lop3.b32 %0, %0, %1, %2, 0xEA;" : "+r"(held) : "r"(none), "r"(next));
-  return held;
+// The compiler does not know that sums change until products are waited for.
+template <int count>
+__device__ __forceinline__ void settle(float (&sums)[count]) {
+#pragma unroll
+  for (int i = 0; i < count; i++) asm volatile("" : "+f"(sums[i])::"memory");
 }
 
 // `add`: 0 to overwrite the sums.
@@ -75,25 +73,25 @@ struct WideProduct;
 #define PHIQUANT_SUMS_96 PHIQUANT_SUMS_64, PHIQUANT_32_SUMS(64)
 #define PHIQUANT_SUMS_128 PHIQUANT_SUMS_96, PHIQUANT_32_SUMS(96)
 
-// `count` sums; then %count .. %count + 3 are the weights, and the descriptor and `add` follow.
-#define PHIQUANT_WIDE_PRODUCT(T, type, wide, count, a, b, adds)                               \
-  template <>                                                                                 \
-  struct WideProduct<T, wide> {                                                               \
-    static __device__ __forceinline__ void add(float (&sums)[count], const uint32_t (&of)[4], \
-                                               uint64_t rows, int add) {                      \
-      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " adds                                   \
-                   ", 0;\n"                                                                   \
-                   "wgmma.mma_async.sync.aligned.m64n" #wide "k16.f32." type "." type         \
-                   " {" PHIQUANT_NAMES_##count "}, {" a "}, " b ", p, 1, 1, 0;\n}"            \
-                   : PHIQUANT_SUMS_##count                                                    \
-                   : "r"(of[0]), "r"(of[1]), "r"(of[2]), "r"(of[3]), "l"(rows), "r"(add));    \
-    }                                                                                         \
+// `count` sums; then descriptors of the weight's rows and x's, and `add`.
+#define PHIQUANT_WIDE_PRODUCT(T, type, wide, count, weight, x, adds)                             \
+  template <>                                                                                    \
+  struct WideProduct<T, wide> {                                                                  \
+    static __device__ __forceinline__ void add(float (&sums)[count], uint64_t of, uint64_t rows, \
+                                               int add) {                                        \
+      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " adds                                      \
+                   ", 0;\n"                                                                      \
+                   "wgmma.mma_async.sync.aligned.m64n" #wide "k16.f32." type "." type            \
+                   " {" PHIQUANT_NAMES_##count "}, " weight ", " x ", p, 1, 1, 0, 0;\n}"         \
+                   : PHIQUANT_SUMS_##count                                                       \
+                   : "l"(of), "l"(rows), "r"(add));                                              \
+    }                                                                                            \
   };
-#define PHIQUANT_WIDE_PRODUCTS(T, type)                                         \
-  PHIQUANT_WIDE_PRODUCT(T, type, 64, 32, "%32, %33, %34, %35", "%36", "%37")    \
-  PHIQUANT_WIDE_PRODUCT(T, type, 128, 64, "%64, %65, %66, %67", "%68", "%69")   \
-  PHIQUANT_WIDE_PRODUCT(T, type, 192, 96, "%96, %97, %98, %99", "%100", "%101") \
-  PHIQUANT_WIDE_PRODUCT(T, type, 256, 128, "%128, %129, %130, %131", "%132", "%133")
+#define PHIQUANT_WIDE_PRODUCTS(T, type)                        \
+  PHIQUANT_WIDE_PRODUCT(T, type, 64, 32, "%32", "%33", "%34")  \
+  PHIQUANT_WIDE_PRODUCT(T, type, 128, 64, "%64", "%65", "%66") \
+  PHIQUANT_WIDE_PRODUCT(T, type, 192, 96, "%96", "%97", "%98") \
+  PHIQUANT_WIDE_PRODUCT(T, type, 256, 128, "%128", "%129", "%130")
 
 PHIQUANT_WIDE_PRODUCTS(__nv_bfloat16, "bf16")
 PHIQUANT_WIDE_PRODUCTS(__half, "f16")

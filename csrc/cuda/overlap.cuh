@@ -35,20 +35,30 @@ inline int attribute(cudaDeviceAttr which) {
   return value;
 }
 
+// `cluster`: how many of the blocks are together; 1 on devices that know none.
 template <class... Parameters, class... Arguments>
-void launch_overlapping(void (*kernel)(Parameters...), unsigned blocks, int threads, int bytes,
-                        cudaStream_t stream, const Arguments&... arguments) {
-  cudaLaunchAttribute early;
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
+void launch_overlapping_clusters(void (*kernel)(Parameters...), unsigned blocks, unsigned cluster,
+                                 int threads, int bytes, cudaStream_t stream,
+                                 const Arguments&... arguments) {
+  cudaLaunchAttribute attributes[2];
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim = {cluster, 1, 1};
   cudaLaunchConfig_t config{};
   config.gridDim = blocks;
   config.blockDim = static_cast<unsigned>(threads);
   config.dynamicSmemBytes = static_cast<size_t>(bytes);
   config.stream = stream;
-  config.attrs = &early;
-  config.numAttrs = attribute(cudaDevAttrComputeCapabilityMajor) >= 9 ? 1 : 0;
+  config.attrs = attributes;
+  config.numAttrs = attribute(cudaDevAttrComputeCapabilityMajor) < 9 ? 0 : cluster == 1 ? 1 : 2;
   cudaLaunchKernelEx(&config, kernel, arguments...);
+}
+
+template <class... Parameters, class... Arguments>
+void launch_overlapping(void (*kernel)(Parameters...), unsigned blocks, int threads, int bytes,
+                        cudaStream_t stream, const Arguments&... arguments) {
+  launch_overlapping_clusters(kernel, blocks, 1, threads, bytes, stream, arguments...);
 }
 
 }  // namespace phiquant::cuda

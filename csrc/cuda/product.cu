@@ -1,6 +1,7 @@
 // Which products of few rows a kernel takes, and how many of them at a time.
 #include "product_index.h"
 #include "product_kernel.cuh"
+#include "sixteen.h"
 
 namespace phiquant::cuda {
 namespace {
@@ -105,9 +106,7 @@ void launch_part(const ProductTask& task, int rows, cudaStream_t stream) {
   }
 }
 
-}  // namespace
-
-bool multiplies(const ProductTask& task) {
+bool multiplies_up_to_eight(const ProductTask& task) {
   const Layout& layout = task.layout;
   const auto at = [](const void* plane) { return reinterpret_cast<uintptr_t>(plane); };
   const uintptr_t places =
@@ -117,9 +116,16 @@ bool multiplies(const ProductTask& task) {
          layout.columns < (int64_t{1} << 24) && fits(task, 1);
 }
 
+}  // namespace
+
+bool multiplies(const ProductTask& task) {
+  return multiplies_sixteen(task) || multiplies_up_to_eight(task);
+}
+
 // Rows that do not fit into shared memory together are multiplied one after the other.
 void multiply(const ProductTask& task, cudaStream_t stream) {
   if (multiplies_indices(task)) return multiply_indices(task, stream);
+  if (multiplies_sixteen(task)) return multiply_sixteen(task, stream);
   int rows = 1;
   while (rows < task.m && fits(task, 2 * rows)) rows *= 2;
   for (int64_t done = 0; done < task.m; done += rows) {

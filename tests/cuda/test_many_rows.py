@@ -130,7 +130,7 @@ def test_the_same_bits_every_time(deviation: int, shape: tuple[int, int]) -> Non
     rows, columns = shape
     layout = Layout(columns, 4, deviation, exponent=0)
     planes = on_gpu(typical_planes(layout, rows))
-    for m in (100, 256):
+    for m in (60, 100, 190, 256):
         x = torch.randn(m, columns, device="cuda", dtype=torch.bfloat16)
         first = linear(x, planes, None, layout)
         assert all(same(linear(x, planes, None, layout), first) for _ in range(3))
@@ -168,6 +168,20 @@ def test_in_a_graph_on_its_own_stream(deviation: int, shape: tuple[int, int]) ->
         x.normal_()
         graph.replay()
         assert same(y, linear(x, planes, None, layout))
+
+
+@DEVIATIONS
+@pytest.mark.parametrize("m", [64, 128, 192, 256])
+def test_every_step_counts_once(m: int, deviation: int) -> None:
+    """Stages are used again and again: where x is 0 but for one step, only that is seen."""
+    layout = Layout(4096, 4, deviation, exponent=0)
+    planes = on_gpu(typical_planes(layout, 14336))
+    of = decoded(planes, layout)
+    every = torch.randn(m, 4096, device="cuda", dtype=torch.bfloat16)
+    for step in (0, 1, 7, 8, 31, 62, 63):
+        x = torch.zeros_like(every)
+        x[:, step * 64 : step * 64 + 64] = every[:, step * 64 : step * 64 + 64]
+        assert error(x, of, linear(x, planes, None, layout)) <= 2.0**-8
 
 
 def test_numbers_of_very_different_size() -> None:
