@@ -24,12 +24,6 @@ struct BrainFma {
     asm volatile("fma.rn.bf16x2 %0, %0, %1, %2;" : "+r"(x.word) : "r"(x.b), "r"(x.c));
   }
 };
-struct Fma {
-  static constexpr const char* kName = "fp32 multiply-add";
-  __device__ static void go(Lane& x) {
-    asm volatile("fma.rn.f32 %0, %0, %1, %1;" : "+f"(x.sums[0]) : "f"(x.sums[1]));
-  }
-};
 struct Logic {
   static constexpr const char* kName = "logic (lop3)";
   __device__ static void go(Lane& x) {
@@ -126,6 +120,6 @@ int main() {
     std::printf("no GPU, or no memory on it\n");
     return 1;
   }
-  measure_all<PackedFma, BrainFma, Fma, Logic, Permutation, Shift, IntegerFma, Conversion,
-              HalfProduct, ByteProduct>(out, cycles);
+  measure_all<PackedFma, BrainFma, Logic, Permutation, Shift, IntegerFma, Conversion, HalfProduct,
+              ByteProduct>(out, cycles);
 }

@@ -1,5 +1,6 @@
 // Products of 9 to 64 rows of x with a lossy weight whose codes are decoded in registers, for the
-// tensor cores; of 33 and more only where many_rows.cu takes none.
+// tensor cores; of 33 and more only where many_rows.cu takes none, of indices alone and up to 16
+// where sixteen.cu does not.
 //
 // One warp of a block fills a ring of stages in shared memory by bulk copies; the others take 16
 // (or 32) rows of the weight each, as mma.m16n8k16 has it: lane 4 q + t has the codes of columns 16
@@ -7,9 +8,9 @@
 // rounded to fp16, their sums over a group multiplied by its scale in fp32.
 //
 // Instructions a weight at 16 rows: 2.6 to make the level of an index (3.5 with 4 deviation bits),
-// 1/4 for mma, 1/4 to apply scales; with scales, shared memory and the ring 4.5 (5.4). Those in
-// packed halves, 2, go at half the rate. At 2.4 TB/s an H100 has 7 (14). Every 8 rows more take
-// 1/4, and 1/8 for x.
+// 1/4 for mma, 1/4 to apply scales; with scales, shared memory and the ring 4.5 (5.4);
+// executed 5.8, as units are short. At 2.4 TB/s an H100 has 7 (14). Every 8 rows more take 1/4, and
+// 1/8 for x.
 #include <stdexcept>
 #include <string>
 

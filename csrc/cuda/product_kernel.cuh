@@ -6,8 +6,7 @@
 //
 // Instructions a weight, M = 1, counted in machine code for indices alone: 2.1 to make p and p^3,
 // 1/4 for mma, 0.4 for loads and addresses, 0.3 for rings, 0.3 for scales, 0.3 for control: 3.6.
-// Packed halves are issued at half the rate, so that their 1.5 a weight take 3 slots of the 6.7
-// that an H100 has at 2.35 TB/s.
+// An H100 has 6.7 at 2.35 TB/s; logic, shifts and byte permutations take two slots each.
 #pragma once
 
 #include <type_traits>
