@@ -14,6 +14,7 @@ from phiquant.offload import offload_
 from phiquant.precision import at_precision, view
 from phiquant.quantize import preview, quantize_
 from phiquant.report import Report
+from phiquant.speculative import draft
 from phiquant.tensor import PhiTensor
 from phiquant.verify import Verification, verify
 
@@ -33,6 +34,7 @@ __all__ = [
     "at_precision",
     "dequantize_",
     "doctor",
+    "draft",
     "load",
     "offload_",
     "open",

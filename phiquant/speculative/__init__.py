@@ -1,0 +1,3 @@
+"""A model that drafts for itself: its index tier writes ahead, its deeper tier verifies."""
+
+from phiquant.speculative.draft import draft as draft
