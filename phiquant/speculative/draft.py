@@ -13,11 +13,12 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def draft(model: Model, pattern: str | None = None, activation: str | None = "int8") -> Model:
-    """A second model on the same planes, buffers and plain parameters that reads indices alone.
+    """A second model on the same planes, buffers and plain parameters that reads less of them.
 
-    It costs no weight memory. Tables of embeddings keep their depth: a token reads one row of them,
-    which is cheap and makes drafts better. An output head that is tied to such a table reads
-    indices. For transformers, ``model.generate(..., assistant_model=phiquant.draft(model))``.
+    It costs no weight memory. Weights are read at their index plane alone, but for two kinds: tables
+    of embeddings keep their depth, since a token reads one row of them; and an output head that is
+    tied to such a table keeps its deviation, as :func:`phiquant.quantize_` keeps it. For
+    transformers: ``model.generate(..., assistant_model=phiquant.draft(model))``.
 
     Args:
         model: a compressed module that reads more than indices.
@@ -39,12 +40,16 @@ def draft(model: Model, pattern: str | None = None, activation: str | None = "in
     """
     shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
     drafting = copy.deepcopy(model, shared)
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     places = [
         place
         for place in places_of(drafting, "index", pattern)
         if not isinstance(place[0], nn.Embedding)
     ]
-    shallow = {id(p): at_tier(p, "index", activation) for _, _, p in places}
+    shallow = {
+        id(p): at_tier(p, "deviation") if id(p) in tables else at_tier(p, "index", activation)
+        for _, _, p in places
+    }
     if not any(shallow[id(p)].stored_bytes < p.stored_bytes for _, _, p in places):
         which = f"matches {pattern!r}" if pattern else "is compressed"
         raise ValueError(f"model: all that {which} is read at indices alone: nothing is less deep")

@@ -15,13 +15,16 @@ def test_a_draft_holds_no_memory_of_its_own() -> None:
     assert plane_addresses(phiquant.draft(model)) <= plane_addresses(model)
 
 
-def test_a_draft_reads_indices_and_whole_rows_of_embeddings() -> None:
+def test_a_draft_reads_indices_but_of_what_is_tied_to_a_table() -> None:
     model = llama()
     draft = phiquant.draft(model)
-    assert draft.lm_head.weight.deviation_bits == 0
-    assert draft.lm_head.weight.activation == "int8"
+    inner = draft.model.layers[0].mlp.up_proj.weight
+    assert (inner.deviation_bits, inner.activation) == (0, "int8")
+    assert draft.lm_head.weight.deviation_bits == 4
+    assert not draft.lm_head.weight.is_exact
     assert draft.model.embed_tokens.weight is model.model.embed_tokens.weight
     assert model.lm_head.weight.is_exact
+    assert phiquant.draft(llama(tie_word_embeddings=False)).lm_head.weight.deviation_bits == 0
 
 
 def test_a_pattern_leaves_the_head() -> None:

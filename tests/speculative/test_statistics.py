@@ -11,7 +11,7 @@ from tests.speculative.support import llama, prompt
 
 
 def test_a_reading_counts_products_once_and_no_tables() -> None:
-    model = llama()
+    model = llama(tie_word_embeddings=False)
     deep, shallow = Reading.of(model), Reading.of(phiquant.draft(model))
     assert (deep.planes, shallow.planes) == (3, 1)
     assert Reading.of(phiquant.view(model, "deviation")).planes == 2
