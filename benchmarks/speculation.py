@@ -3,8 +3,8 @@
 SmolLM2-135M: each tier alone and with drafts of its own index plane, and bf16 alone, taking turns
 prompt by prompt; the loop is `phiquant.generate` for all, greedy, prompts counted. Beside the
 times: how many drafts were accepted, what was read for a token, and of how many prompts the text is
-that of the tier alone. With `--device cuda` also a model of Llama-3.1-8B's shape with random weights,
-whose drafts are accepted by lot (benchmarks/agreement.py): acceptance is imposed there, not found.
+that of the tier alone. With `--device cuda --models large` a model of Llama-3.1-8B's shape with
+random weights, whose drafts are accepted by lot: acceptance is imposed there, not found.
 """
 
 from __future__ import annotations
@@ -59,6 +59,19 @@ def verdicts(found: list[dict[str, Any]]) -> list[Verdict]:
     return made
 
 
+def of_llama(options: argparse.Namespace) -> dict[str, Any]:
+    from benchmarks import agreement  # needs a GPU
+
+    found = agreement.measure(
+        options.tiers, options.layers, options.draft_tokens or 4, options.agreement, options.tokens
+    )
+    what = f"Llama-3.1-8B's shape, {options.layers} layers, {found['gpu']}"
+    print(f"Weights are random: {options.agreement:.0%} of drafted tokens are accepted by lot.")
+    print(agreement.report(found["rows"], what), end="\n\n")
+    print(*agreement.verdicts(found["rows"], options), sep="\n", flush=True)
+    return found
+
+
 def of_smollm2(options: argparse.Namespace, compile: bool) -> list[dict[str, Any]]:
     dtype = DTYPES[options.dtype]
     made = smollm2_speculators(dtype, options.device, options.draft_tokens, compile)
@@ -75,26 +88,36 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=128, help="for each prompt")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32", help="of activations")
     parser.add_argument("--draft-tokens", type=int, help="as many as pay by default")
+    parser.add_argument("--models", nargs="+", choices=("small", "large"), default=["small"])
+    parser.add_argument("--tiers", nargs="+", choices=tuple(BARS), default=list(BARS))
+    parser.add_argument("--layers", type=int, default=32, help="of the large model")
+    parser.add_argument("--agreement", type=float, default=0.85, help="imposed on the large one")
     parser.add_argument("--compile", action="store_true", help="torch.compile, too (minutes)")
     options = parser.parse_args()
     if not (ops.compiled if options.device == "cpu" else ops.compiled_cuda):
         parser.error("the compiled kernels are not built")
+    if "large" in options.models and options.device != "cuda":
+        parser.error("the large model needs --device cuda")
     return options
 
 
 def main() -> None:
     options = arguments()
     torch.set_num_threads(options.threads)
-    about, results = environment("benchmarks.speculation"), {}
-    for compile in (False, True) if options.compile else (False,):
+    about = environment("benchmarks.speculation")
+    results: dict[str, Any] = {}
+    print(json.dumps(about, indent=1), flush=True)
+    if "large" in options.models:
+        results["llama-8b, random"] = of_llama(options)
+    ways = (False, True) if options.compile else (False,)
+    for compile in ways if "small" in options.models else ():
         how = "compiled" if compile else "eager"
         found = of_smollm2(options, compile)
         results[how] = found
         print(report(found, f"SmolLM2, {options.device}, {options.dtype}, {how}"), end="\n\n")
         print(*verdicts(found), sep="\n", flush=True)
-    print(json.dumps(about, indent=1))
     if options.json:
-        save(options.json, {"environment": about, "smollm2": results})
+        save(options.json, {"environment": about, "results": results})
 
 
 if __name__ == "__main__":

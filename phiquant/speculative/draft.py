@@ -15,9 +15,9 @@ Model = TypeVar("Model", bound=nn.Module)
 def draft(model: Model, pattern: str | None = None, activation: str | None = "int8") -> Model:
     """A second model on the same planes, buffers and plain parameters that reads less of them.
 
-    It costs no weight memory. Weights are read at their index plane alone, but for two kinds: tables
-    of embeddings keep their depth, since a token reads one row of them; and an output head that is
-    tied to such a table keeps its deviation, as :func:`phiquant.quantize_` keeps it. For
+    It costs no weight memory. Weights are read at their index plane alone, but for two kinds:
+    tables of embeddings keep their depth, since a token reads one row of them; and an output head
+    that is tied to such a table keeps its deviation, as :func:`phiquant.quantize_` keeps it. For
     transformers: ``model.generate(..., assistant_model=phiquant.draft(model))``.
 
     Args:
