@@ -62,17 +62,14 @@ class ByLot(Greedy):
 
 
 class Contender:
-    """One way to decode; its passes are compiled and captured as it is made."""
+    """One way to decode; what it lacks of `passes` is compiled and captured as it is made."""
 
-    def __init__(self, name: str, model: nn.Module, drafted: int, agreement: float) -> None:
-        self.name, self.drafted = name, drafted
-        draft = phiquant.draft(model) if drafted else model
+    def __init__(self, name: str, passes: Passes, drafted: int, agreement: float) -> None:
+        self.name, self.passes, self.drafted = name, passes, drafted
         self.choice = ByLot(agreement)
-        self.reads = Reading.of(model), Reading.of(draft)
-        self.told = Statistics(*self.reads)
+        self.told = Statistics(*(Reading.of(model) for model in passes.models.values()))
         self.seconds: list[float] = []
         began = time.perf_counter()
-        self.passes = Passes(model, draft, _PLACES, compile=True, captured=True)
         self.run(2 + drafted, Statistics())
         print(f"{name}: passes made in {time.perf_counter() - began:.0f} s", flush=True)
 
@@ -99,11 +96,12 @@ def measure(
     """bf16 alone, and each tier alone and with drafts, taking turns."""
     plain = random_llama(num_hidden_layers=layers)
     exact = compressed(plain, EXACT)
-    made = [Contender(BF16, plain, 0, agreement)]
+    made = [Contender(BF16, _passes(plain, plain), 0, agreement)]
     for tier in tiers:
         model = phiquant.view(exact, TIERS[tier])
-        made.append(Contender(tier, model, 0, agreement))
-        made.append(Contender(tier + DRAFTS, model, drafted, agreement))
+        passes = _passes(model, phiquant.draft(model))
+        made.append(Contender(tier, passes, 0, agreement))
+        made.append(Contender(tier + DRAFTS, passes, drafted, agreement))
     for _ in range(_ROUNDS):
         for contender in made:
             contender.turn(tokens)
@@ -112,8 +110,12 @@ def measure(
         "agreement": agreement,
         "drafted": drafted,
         "rows": [row(contender) for contender in made],
-        "passes_ms": {contender.name: times(contender) for contender in made},
+        "passes_ms": {c.name: times(c) for c in made if not c.name.endswith(DRAFTS)},
     }
+
+
+def _passes(model: nn.Module, draft: nn.Module) -> Passes:
+    return Passes(model, draft, _PLACES, compile=True, captured=True)
 
 
 def row(contender: Contender) -> dict[str, Any]:

@@ -69,6 +69,7 @@ def of_llama(options: argparse.Namespace) -> dict[str, Any]:
     print(f"Weights are random: {options.agreement:.0%} of drafted tokens are accepted by lot.")
     print(agreement.report(found["rows"], what), end="\n\n")
     print(*agreement.verdicts(found["rows"], options), sep="\n", flush=True)
+    print("ms of a pass, by its model and tokens:", json.dumps(found["passes_ms"], indent=1))
     return found
 
 
@@ -92,7 +93,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tiers", nargs="+", choices=tuple(BARS), default=list(BARS))
     parser.add_argument("--layers", type=int, default=32, help="of the large model")
     parser.add_argument("--agreement", type=float, default=0.85, help="imposed on the large one")
-    parser.add_argument("--compile", action="store_true", help="torch.compile, too (minutes)")
+    ways = "eager", "compiled"
+    parser.add_argument("--ways", nargs="+", choices=ways, default=["eager"], help="of the small")
     options = parser.parse_args()
     if not (ops.compiled if options.device == "cpu" else ops.compiled_cuda):
         parser.error("the compiled kernels are not built")
@@ -109,10 +111,8 @@ def main() -> None:
     print(json.dumps(about, indent=1), flush=True)
     if "large" in options.models:
         results["llama-8b, random"] = of_llama(options)
-    ways = (False, True) if options.compile else (False,)
-    for compile in ways if "small" in options.models else ():
-        how = "compiled" if compile else "eager"
-        found = of_smollm2(options, compile)
+    for how in options.ways if "small" in options.models else ():
+        found = of_smollm2(options, how == "compiled")
         results[how] = found
         print(report(found, f"SmolLM2, {options.device}, {options.dtype}, {how}"), end="\n\n")
         print(*verdicts(found), sep="\n", flush=True)

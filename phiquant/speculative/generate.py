@@ -16,7 +16,6 @@ from phiquant.speculative.sequences import Sequences, Stop
 from phiquant.speculative.statistics import Reading, Statistics
 
 
-@torch.inference_mode()
 def generate(
     model: nn.Module,
     input_ids: Tensor,
@@ -93,7 +92,8 @@ def generate(
     if do_sample:
         choice = Sampling(temperature, top_k, top_p, generator)
     filled = Statistics() if statistics is None else statistics
-    _decode(model, sequences, choice, filled, streamer, draft, draft_tokens, compile)
+    with torch.inference_mode():
+        _decode(model, sequences, choice, filled, streamer, draft, draft_tokens, compile)
     return sequences.result(request.padding)
 
 

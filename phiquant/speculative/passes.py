@@ -83,7 +83,10 @@ class Passes:
         What it writes lies at the end of the cache.
         """
         device = self.cache.keys.device
-        for name, width in (("draft", 1), ("model", 1), ("model", drafted + 1)):
+        needed = [("model", 1)]  # alone, and where a near tie is decided
+        if drafted:
+            needed += [("draft", 1), ("model", drafted + 1)]
+        for name, width in needed:
             if (name, width) in self.ready or not (self.compile or self.captured):
                 continue
             tokens = torch.zeros(rows, width, dtype=torch.long, device=device)

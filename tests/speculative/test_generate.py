@@ -145,6 +145,13 @@ def test_sequences_of_a_batch_accept_as_many_as_they_can(
         assert row == kept + [0] * (len(row) - len(kept))
 
 
+def test_what_comes_out_may_be_trained_on(model: LlamaForCausalLM) -> None:
+    found = phiquant.generate(model, prompt(), max_new_tokens=4)
+    table = nn.Embedding(WORDS, 4)
+    table(found).sum().backward()
+    assert table.weight.grad is not None
+
+
 def test_tokens_are_streamed_as_they_come(model: LlamaForCausalLM) -> None:
     class Streamer:
         def __init__(self) -> None:
