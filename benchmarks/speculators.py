@@ -61,11 +61,10 @@ def smollm2_speculators(
     dtype: torch.dtype, device: str, drafted: int | None, compile: bool
 ) -> list[Speculator]:
     """bf16 alone, and each tier alone and with drafts, which take `dtype` as their input."""
-    plain = smollm2.load().bfloat16()
-    exact = smollm2.load().bfloat16().to(dtype)
+    plain, exact = (smollm2.load().bfloat16().to(device) for _ in range(2))  # type: ignore[arg-type]
+    exact.to(dtype)  # type: ignore[arg-type]
     phiquant.quantize_(exact, phiquant.PhiConfig(exact=True), progress=False)
-    made = [Speculator(BF16, plain.to(device), 0, compile)]
-    exact.to(device)  # type: ignore[arg-type]
+    made = [Speculator(BF16, plain, 0, compile)]
     for name, tier in TIERS.items():
         model = phiquant.view(exact, tier)
         made.append(Speculator(name, model, 0, compile))
