@@ -30,7 +30,7 @@ KERNEL_TESTS ?= $(wildcard tests/test_ops*.py tests/test_kernels*.py tests/ops t
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv install develop demo examples test test-fast lint mypy format docs cuda bench-cpu bench-cuda bench-exact bench-quality memory \
+.PHONY: help venv install develop demo examples test test-fast lint mypy format docs cuda bench-cpu bench-cuda bench-speculation bench-exact bench-quality memory \
 	sanitize test-neon fuzz wheel clean FORCE
 
 help: ## list the targets and variables
@@ -107,6 +107,12 @@ bench-cuda: develop ## products, experts, decoding, encoding and whole models on
 	PYTHONPATH=. $(BIN)/python -m benchmarks.cuda_experts --json $(BENCH_JSON)/cuda_experts.json
 	PYTHONPATH=. $(BIN)/python -m benchmarks.cuda_encode --json $(BENCH_JSON)/cuda_encode.json
 	PYTHONPATH=. $(BIN)/python -m benchmarks.cuda_decode --json $(BENCH_JSON)/cuda_decode.json
+
+# On a GPU: SPECULATION_FLAGS="--device cuda --dtype bf16 --models small large".
+SPECULATION_FLAGS ?=
+
+bench-speculation: install ## models that draft for themselves: acceptance, planes and bytes a token, tokens/s
+	PYTHONPATH=. $(BIN)/python -m benchmarks.speculation --json $(BENCH_JSON)/speculation.json $(SPECULATION_FLAGS)
 
 bench-exact: develop ## sizes of the lossless tier next to zstd and zipnn, checked bit for bit
 	$(PIP) $(PIP_FLAGS) zstandard zipnn

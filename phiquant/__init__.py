@@ -14,6 +14,7 @@ from phiquant.offload import offload_
 from phiquant.precision import at_precision, view
 from phiquant.quantize import preview, quantize_
 from phiquant.report import Report
+from phiquant.speculative import draft, generate
 from phiquant.tensor import PhiTensor
 from phiquant.verify import Verification, verify
 
@@ -33,6 +34,8 @@ __all__ = [
     "at_precision",
     "dequantize_",
     "doctor",
+    "draft",
+    "generate",
     "load",
     "offload_",
     "open",

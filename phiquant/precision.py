@@ -46,7 +46,7 @@ def at_precision(
     >>> model.weight.bits_per_weight
     8.25
     """
-    places = _places(model, tier, pattern)
+    places = places_of(model, tier, pattern)
     shallow = {id(p): at_tier(p, tier, activation) for _, _, p in places}
     try:
         for module, leaf, parameter in places:
@@ -74,13 +74,13 @@ def view(
     >>> draft.weight.index_plane.data_ptr() == model.weight.index_plane.data_ptr()
     True
     """
-    places = _places(model, tier, pattern)
+    places = places_of(model, tier, pattern)
     shallow = {id(p): at_tier(p, tier, activation) for _, _, p in places}
     shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, shared | shallow)
 
 
-def at_tier(parameter: PhiTensor, tier: str, activation: str | None = None) -> nn.Parameter:
+def at_tier(parameter: PhiTensor, tier: str, activation: str | None = None) -> PhiTensor:
     """A parameter on the same planes that is read at ``tier``.
 
     Raises:
@@ -98,11 +98,12 @@ def at_tier(parameter: PhiTensor, tier: str, activation: str | None = None) -> n
         return parameter
     bits = 0 if tier == "index" else parameter.deviation_bits
     shallow = nn.Parameter(parameter.at(bits, activation), requires_grad=False)
-    shallow.fqn = parameter.fqn  # type: ignore[attr-defined]
+    assert isinstance(shallow, PhiTensor)
+    shallow.fqn = parameter.fqn
     return shallow
 
 
-def _places(
+def places_of(
     model: nn.Module, tier: str, pattern: str | None
 ) -> list[tuple[nn.Module, str, PhiTensor]]:
     """Where compressed parameters are that match, each owner of a shared one on its own."""

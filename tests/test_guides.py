@@ -13,7 +13,7 @@ import torch
 from tests.integrations.support import llama
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-PAGES = ["compress", "transformers", "modules", "devices"]
+PAGES = ["compress", "transformers", "speculation", "modules", "devices"]
 
 
 def names() -> dict[str, Any]:

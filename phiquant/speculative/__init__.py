@@ -1,0 +1,5 @@
+"""A model that drafts for itself: its index tier writes ahead, its deeper tier verifies."""
+
+from phiquant.speculative.draft import draft as draft
+from phiquant.speculative.generate import generate as generate
+from phiquant.speculative.statistics import Statistics as Statistics

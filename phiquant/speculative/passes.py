@@ -1,0 +1,187 @@
+"""Forward passes of a model and its draft over one cache: eager, compiled, or as CUDA graphs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from types import FunctionType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from phiquant.integrations.hf_cache import SharedCache
+
+Run = Callable[[Tensor, Tensor], Tensor]
+_told: set[str] = set()
+
+
+class Passes:
+    """What a model, its draft and their cache do with the next tokens of some sequences.
+
+    Tokens and positions are int64 ``[sequences, tokens]``, logits ``[sequences, tokens, words]``.
+
+    Args:
+        model, draft: transformers' causal language models with one layout of keys and values.
+        places: how many tokens the cache holds, for each sequence.
+        compile: whether passes after the first go through ``torch.compile``.
+        captured: whether each of them becomes a CUDA graph.
+    """
+
+    def __init__(
+        self, model: nn.Module, draft: nn.Module, places: int, compile: bool, captured: bool
+    ) -> None:
+        from phiquant.integrations.hf_cache import SharedCache
+
+        self.models = {"model": model, "draft": draft}
+        self.cache = SharedCache(model.config, places)  # type: ignore[arg-type]
+        self.compile, self.captured = compile, captured
+        self.ready: dict[tuple[str, int], Run] = {}
+        self.pool: Any = None  # of memory that graphs share
+
+    @torch.inference_mode()
+    def start(self, tokens: Tensor, lengths: list[int]) -> Tensor:
+        """Read prompts, aligned to the left; the logits ``[sequences, words]`` after each.
+
+        What fills a shorter prompt up is read, too, and written over before anything sees it.
+        """
+        positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
+        self.cache.place(positions.expand(tokens.shape), tokens.shape[1])
+        last = torch.tensor(lengths, device=tokens.device) - 1
+        kept, place = last.unique(return_inverse=True)
+        output = self.models["model"](
+            input_ids=tokens,
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=kept,
+        )
+        logits: Tensor = output.logits[torch.arange(len(tokens), device=tokens.device), place]
+        return logits
+
+    @torch.inference_mode()
+    def draft(self, tokens: Tensor, positions: Tensor, seen: int) -> Tensor:
+        """Logits of the draft, whose keys and values are provisional."""
+        return self._run("draft", tokens, positions, seen)
+
+    @torch.inference_mode()
+    def verify(self, tokens: Tensor, positions: Tensor, seen: int) -> Tensor:
+        """Logits of the model, whose keys and values stay.
+
+        Args:
+            tokens: to read.
+            positions: of the tokens.
+            seen: the least of the positions.
+        """
+        return self._run("model", tokens, positions, seen)
+
+    @torch.inference_mode()
+    def prepare(self, rows: int, drafted: int) -> None:
+        """Compile and capture what a round of so many drafted tokens needs; needs a started cache.
+
+        What it writes lies at the end of the cache.
+        """
+        device = self.cache.keys.device
+        needed = [("model", 1)]  # alone, and where a near tie is decided
+        if drafted:
+            needed += [("draft", 1), ("model", drafted + 1)]
+        for name, width in needed:
+            if (name, width) in self.ready or not (self.compile or self.captured):
+                continue
+            tokens = torch.zeros(rows, width, dtype=torch.long, device=device)
+            positions = torch.arange(width, device=device) + self.cache.places - width
+            self._make(name, tokens, positions.expand(rows, width).contiguous())
+
+    def _run(self, name: str, tokens: Tensor, positions: Tensor, seen: int) -> Tensor:
+        run = self.ready.get((name, tokens.shape[1]))
+        if run is not None:
+            return run(tokens, positions)
+        if len(tokens) > 1:
+            return step(self.models[name], self.cache, tokens, positions)
+        self.cache.place(positions, seen + tokens.shape[1], seen)
+        return _logits(self.models[name], self.cache, tokens, positions, None)
+
+    def _make(self, name: str, tokens: Tensor, positions: Tensor) -> None:
+        model, cache = self.models[name], self.cache
+        chosen = compiled(tokens, positions, model, cache) if self.compile else step
+
+        def run(tokens: Tensor, positions: Tensor) -> Tensor:
+            return chosen(model, cache, tokens, positions)
+
+        key = name, tokens.shape[1]
+        self.ready[key] = self._capture(run, tokens, positions) if self.captured else run
+
+    def _capture(self, run: Run, tokens: Tensor, positions: Tensor) -> Run:
+        """The same as a CUDA graph, which reads and writes where it was captured."""
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(2):
+                run(tokens, positions)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool):
+            logits = run(tokens, positions)
+        self.pool = self.pool or graph.pool()
+
+        def replay(new_tokens: Tensor, new_positions: Tensor) -> Tensor:
+            tokens.copy_(new_tokens)
+            positions.copy_(new_positions)
+            graph.replay()
+            return logits
+
+        return replay
+
+
+def step(model: nn.Module, cache: SharedCache, tokens: Tensor, positions: Tensor) -> Tensor:
+    """A pass whose shapes do not depend on how much was read before."""
+    cache.place(positions)
+    return _logits(model, cache, tokens, positions, cache.mask(positions))
+
+
+def _logits(
+    model: nn.Module, cache: SharedCache, tokens: Tensor, positions: Tensor, mask: Tensor | None
+) -> Tensor:
+    output = model(
+        input_ids=tokens,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+    )
+    logits: Tensor = output.logits
+    return logits
+
+
+def compiled(
+    tokens: Tensor, positions: Tensor, model: nn.Module, cache: SharedCache
+) -> Callable[..., Tensor]:
+    """`step`, compiled for these operands; where that fails `step` itself, which is said once."""
+    # Of its own code, so that no other pass is looked up in its place: what it was compiled for
+    # never changes, and nothing has to be looked at in every call.
+    own = FunctionType(step.__code__.replace(), step.__globals__, step.__name__)
+    compiled_step: Callable[..., Tensor] = torch.compile(
+        own, fullgraph=True, dynamic=False, options={"guard_filter_fn": _no_guards}
+    )
+    try:
+        compiled_step(model, cache, tokens, positions)
+    except Exception as error:
+        tell_once(
+            f"phiquant.generate: torch.compile failed, so passes run eagerly ({error}). Remedy: "
+            "install a C++ compiler, or give compile=False"
+        )
+        return step
+    return compiled_step
+
+
+def _no_guards(guards: Sequence[Any]) -> list[bool]:
+    return [False] * len(guards)
+
+
+def tell_once(message: str) -> None:
+    """Warn, but not with the same first words again."""
+    key = message[:60]
+    if key not in _told:
+        _told.add(key)
+        warnings.warn(message, UserWarning, stacklevel=2)

@@ -1,0 +1,95 @@
+"""What a model keeps between generations: its draft, compiled passes, and how drafting went."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+from torch import Tensor, nn
+
+from phiquant.speculative.draft import draft as draft_of
+from phiquant.speculative.pace import Pace
+from phiquant.speculative.passes import Passes
+from phiquant.tensor import PhiTensor
+
+_KEY = "_phiquant_runner"
+_CHOICES = (1, 2, 3, 4, 5, 6, 7)  # kernels of products take eight rows at once
+_COMPILED = (2, 4, 7)  # each takes a while to compile
+_ROOM = 64, 256  # steps of the cache's size, and where passes are made for one size
+
+
+class Runner:
+    """Belongs to one model, by an attribute that neither a copy nor a file takes along."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.weights = _weights(model)
+        self.drafted: nn.Module | None = None
+        self.kept: dict[tuple[Any, ...], Passes] = {}
+        self.paces: dict[tuple[Any, ...], Pace] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        return None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _nothing, ()
+
+    def is_of(self, model: nn.Module) -> bool:
+        """Whether the model still holds the weights that this was made for."""
+        now = _weights(model)
+        return len(now) == len(self.weights) and all(
+            mine() is theirs() and at == there
+            for (mine, at), (theirs, there) in zip(self.weights, now, strict=True)
+        )
+
+    def draft(self, model: nn.Module) -> nn.Module:
+        if self.drafted is None:
+            self.drafted = draft_of(model)
+        return self.drafted
+
+    def pace(self, rows: int, compile: bool, fixed: int | None, draft: nn.Module) -> Pace:
+        """What was learnt of drafting for so many sequences; a fixed number learns nothing."""
+        choices = _COMPILED if compile else _CHOICES
+        if fixed is not None or draft is not self.drafted:
+            return Pace(choices, fixed)
+        return self.paces.setdefault((rows, compile), Pace(choices))
+
+    def passes(
+        self, model: nn.Module, draft: nn.Module, ids: Tensor, most: int, compile: bool, ahead: int
+    ) -> Passes:
+        """Passes over a cache that holds the prompts, `most` tokens after them and drafts."""
+        captured = ids.is_cuda
+        static = compile or captured
+        room = _ROOM[static]
+        places = -(-(ids.shape[1] + most + ahead + 1) // room) * room
+        if not static or draft is not self.drafted:
+            return Passes(model, draft, places, compile, captured)
+        key = len(ids), places, compile, captured
+        if key not in self.kept:
+            self.kept.clear()  # one cache is enough
+            self.kept[key] = Passes(model, draft, places, compile, captured)
+        return self.kept[key]
+
+    @staticmethod
+    def longest(fixed: int | None) -> int:
+        """The most tokens that are drafted at once."""
+        return max(_CHOICES) if fixed is None else fixed
+
+
+def runner_of(model: nn.Module) -> Runner:
+    """The model's, made anew if its weights have been replaced."""
+    runner = model.__dict__.get(_KEY)
+    if not isinstance(runner, Runner) or not runner.is_of(model):
+        runner = model.__dict__[_KEY] = Runner(model)
+    return runner
+
+
+def _nothing() -> None:
+    return None
+
+
+def _weights(model: nn.Module) -> list[tuple[weakref.ref[Tensor], int]]:
+    """Every parameter, and where its first bytes are."""
+    return [
+        (weakref.ref(p), (p.index_plane if isinstance(p, PhiTensor) else p).data_ptr())
+        for p in model.parameters()
+    ]
