@@ -17,7 +17,14 @@ from typing import Any
 import torch
 
 from benchmarks.reporting import Verdict, environment, save, table
-from benchmarks.speculators import DRAFTS, prompts, rows, smollm2_speculators, take_turns
+from benchmarks.speculators import (
+    DRAFTS,
+    pass_times,
+    prompts,
+    rows,
+    smollm2_speculators,
+    take_turns,
+)
 from phiquant import ops
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -73,6 +80,17 @@ def of_llama(options: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def passes_of_smollm2(options: argparse.Namespace) -> list[list[Any]]:
+    """On the CPU, of each tier and way."""
+    made = smollm2_speculators(DTYPES[options.dtype], "cpu", None, False)
+    models = {each.name: each.model for each in made if each.name in BARS}
+    return [
+        [f"{tier}, {way}", *pass_times(model, way == "compiled")]
+        for way in options.ways
+        for tier, model in models.items()
+    ]
+
+
 def of_smollm2(options: argparse.Namespace, compile: bool) -> list[dict[str, Any]]:
     dtype = DTYPES[options.dtype]
     made = smollm2_speculators(dtype, options.device, options.draft_tokens, compile)
@@ -89,6 +107,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=128, help="for each prompt")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32", help="of activations")
     parser.add_argument("--draft-tokens", type=int, help="as many as pay by default")
+    parser.add_argument("--passes", action="store_true", help="only ms of SmolLM2's passes")
     parser.add_argument("--models", nargs="+", choices=("small", "large"), default=["small"])
     parser.add_argument("--tiers", nargs="+", choices=tuple(BARS), default=list(BARS))
     parser.add_argument("--layers", type=int, default=32, help="of the large model")
@@ -109,6 +128,10 @@ def main() -> None:
     about = environment("benchmarks.speculation")
     results: dict[str, Any] = {}
     print(json.dumps(about, indent=1), flush=True)
+    if options.passes:
+        header = ["SmolLM2, ms of a pass", "draft", "1 token", "3 tokens", "5 tokens"]
+        print(table(header, passes_of_smollm2(options)))
+        return
     if "large" in options.models:
         results["llama-8b, random"] = of_llama(options)
     for how in options.ways if "small" in options.models else ():

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 import phiquant
+from benchmarks import timing
 from benchmarks.generation import PROMPTS
 from benchmarks.zoo import smollm2
 from phiquant.speculative import Statistics
+from phiquant.speculative.passes import Passes
 
 BF16 = "bf16 alone"
 TIERS = {"exact": "exact", "8.25 bits": "deviation"}
@@ -70,6 +72,22 @@ def smollm2_speculators(
         made.append(Speculator(name, model, 0, compile))
         made.append(Speculator(name + DRAFTS, model, drafted, compile))
     return made
+
+
+def pass_times(model: nn.Module, compile: bool, widths: Sequence[int] = (1, 3, 5)) -> list[float]:
+    """Milliseconds of a draft, and of verifications of so many tokens, after 100 tokens."""
+    passes = Passes(model, phiquant.draft(model), 256, compile, captured=False)
+    ids = torch.randint(0, 40000, (1, 100), generator=torch.Generator().manual_seed(0))
+    passes.start(ids, [100])
+
+    def run(name: str, width: int) -> Callable[[], object]:
+        call = passes.draft if name == "draft" else passes.verify
+        return lambda: call(ids[:, :width], torch.arange(100, 100 + width)[None], 100)
+
+    for width in widths:
+        passes.prepare(1, width - 1)
+    runs = {"draft": run("draft", 1)} | {str(w): run("verify", w) for w in widths}
+    return [time.median * 1e3 for time in timing.take_turns(runs, 15).values()]
 
 
 def prompts(count: int) -> list[Tensor]:

@@ -35,8 +35,9 @@ def draft(model: Model, pattern: str | None = None, activation: str | None = "in
     >>> from phiquant import quantize_
     >>> model = nn.Sequential(nn.Embedding(64, 64), nn.Linear(64, 64))
     >>> _ = quantize_(model)
-    >>> [module.weight.bits_per_weight for module in draft(model)]
-    [8.25, 4.25]
+    >>> drafting = draft(model)
+    >>> drafting[0].weight.bits_per_weight, drafting[1].weight.bits_per_weight
+    (8.25, 4.25)
     """
     shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
     drafting = copy.deepcopy(model, shared)
