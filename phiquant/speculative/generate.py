@@ -42,8 +42,9 @@ def generate(
 
     The index tier of ``model`` writes some tokens ahead, ``model`` verifies them in one pass, and
     those that hold are kept. Without sampling the tokens are those that ``model`` alone decodes,
-    one by one; with it they have exactly its distribution. Both write to one static cache of keys
-    and values. On a GPU every pass is a CUDA graph.
+    one by one, but where rounding moves a logit further than ``tie_tolerance``; with it they have
+    exactly its distribution. Both write to one static cache of keys and values. On a GPU every pass
+    is a CUDA graph.
 
     Args:
         model: a compressed causal language model of transformers, with full attention. A view of a
