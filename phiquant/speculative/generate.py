@@ -122,7 +122,7 @@ def _decode(
     if streamer is not None:
         streamer.put(ids.cpu())
     if not all(sequences.ended):
-        pace = runner.pace(len(ids), compile, draft_tokens, draft)
+        pace = runner.pace(ids, compile, draft_tokens, draft)
         decode(passes, sequences, choice, pace, statistics, show)
     if streamer is not None:
         streamer.end()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ def decode(
         passes.prepare(len(sequences.new), drafted)
         start = time.perf_counter()
         began += start - paused  # compiling is no part of decoding
-        found, ties = _round(passes, sequences, choice, drafted)
+        found, drafted, ties, sure = _round(passes, sequences, choice, pace, drafted)
         going = [row for row, ended in enumerate(sequences.ended) if not ended]
         accepted = [len(found[row]) - 1 for row in going]
         taken = sequences.take(found)
@@ -43,7 +44,7 @@ def decode(
             Round(drafted * len(going), sum(accepted), sum(map(len, taken)), drafted, ties)
         )
         show(taken)
-        if pace.observe(drafted, accepted, time.perf_counter() - start):
+        if pace.observe(drafted, accepted, time.perf_counter() - start, sure):
             tell_once(
                 "phiquant.generate: drafting does not pay here, so it goes on without drafts and "
                 f"tries again later: {pace.acceptance:.0%} of drafted tokens would be accepted "
@@ -53,20 +54,32 @@ def decode(
     statistics.new_tokens += sum(map(len, sequences.new))
 
 
-def _round(
-    passes: Passes, sequences: Sequences, choice: Choice, drafted: int
-) -> tuple[list[list[int]], int]:
-    """What follows each sequence, and how many near ties were settled; one wait for the device."""
+class Found(NamedTuple):
+    """What follows each sequence, how much was drafted, near ties, the draft's probabilities."""
+
+    tokens: list[list[int]]
+    drafted: int
+    ties: int
+    sure: list[float]
+
+
+def _round(passes: Passes, sequences: Sequences, choice: Choice, pace: Pace, drafted: int) -> Found:
+    """Of `drafted` tokens at most; one wait for the device but for drafts that may end early."""
     device = sequences.ids.device
     starts = [length - 1 for length in sequences.lengths]
     seen = min(starts)
     first = torch.tensor(starts, device=device)[:, None]
     block = [torch.tensor(sequences.last, device=device)[:, None]]
+    sure: list[float] = []
     for number in range(drafted):
-        logits = passes.draft(block[-1], first + number, seen + number)
-        block.append(choice.drafted(logits[:, 0]))
+        if not pace.goes_on(sure):
+            break
+        logits = passes.draft(block[-1], first + number, seen + number)[:, 0]
+        block.append(choice.drafted(logits))
+        if pace.trust is not None:
+            sure.append(logits.float().softmax(-1).gather(1, block[-1]).item())
     read = torch.cat(block, 1)
-    positions = first + torch.arange(drafted + 1, device=device)
+    positions = first + torch.arange(read.shape[1], device=device)
 
     def decide(columns: list[int]) -> Tensor:
         at = torch.tensor(columns, device=device)[:, None]
@@ -75,4 +88,4 @@ def _round(
         return passes.verify(read.gather(1, at), where, nearest)[:, 0]
 
     verdict = choice.settle(read, passes.verify(read, positions, seen), decide)
-    return verdict.tokens, verdict.ties
+    return Found(verdict.tokens, read.shape[1] - 1, verdict.ties, sure)

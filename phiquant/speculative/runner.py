@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from phiquant.speculative.draft import draft as draft_of
 from phiquant.speculative.pace import Pace
 from phiquant.speculative.passes import Passes
+from phiquant.speculative.trust import Trust
 from phiquant.tensor import PhiTensor
 
 _KEY = "_phiquant_runner"
@@ -46,12 +47,17 @@ class Runner:
             self.drafted = draft_of(model)
         return self.drafted
 
-    def pace(self, rows: int, compile: bool, fixed: int | None, draft: nn.Module) -> Pace:
+    def pace(self, ids: Tensor, compile: bool, fixed: int | None, draft: nn.Module) -> Pace:
         """What was learnt of drafting for so many sequences; a fixed number learns nothing."""
         choices = _COMPILED if compile else _CHOICES
-        if fixed is not None or draft is not self.drafted:
+        if fixed is not None:
             return Pace(choices, fixed)
-        return self.paces.setdefault((rows, compile), Pace(choices))
+        # Passes that are made for a number of tokens keep to it, and a GPU is not waited for.
+        ends_early = len(ids) == 1 and not compile and not ids.is_cuda
+        made = Pace(choices, trust=Trust() if ends_early else None)
+        if draft is not self.drafted:
+            return made
+        return self.paces.setdefault((len(ids), compile, ids.is_cuda), made)
 
     def passes(
         self, model: nn.Module, draft: nn.Module, ids: Tensor, most: int, compile: bool, ahead: int
