@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-import wave
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy.io import wavfile
 
 from benchmarks.zoo import packages
 
@@ -67,12 +68,17 @@ def _librivox(line: str) -> Clip:
 
 
 def _samples(path: Path) -> np.ndarray:
-    """Mono samples in [-1, 1] at `RATE`, resampled linearly if the file has another rate."""
-    with wave.open(str(path)) as file:
-        if file.getsampwidth() != 2:
-            raise ValueError(f"{path} has {8 * file.getsampwidth()}-bit samples, not 16-bit")
-        frames = np.frombuffer(file.readframes(file.getnframes()), "<i2")
-        mono = frames.reshape(-1, file.getnchannels()).mean(1) / 32768
-        rate = file.getframerate()
+    """Mono samples in [-1, 1] at `RATE`, resampled linearly if the file has another rate.
+
+    Raises:
+        ValueError: samples are neither 16-bit integers nor floats.
+    """
+    with warnings.catch_warnings():  # of chunks that hold no samples
+        warnings.simplefilter("ignore", wavfile.WavFileWarning)
+        rate, frames = wavfile.read(path)
+    if frames.dtype != np.int16 and frames.dtype.kind != "f":
+        raise ValueError(f"{path} has samples of {frames.dtype}, not of int16 or float32")
+    full = 32768 if frames.dtype == np.int16 else 1
+    mono = frames.reshape(len(frames), -1).mean(1) / full
     seconds = np.arange(0, len(mono) / rate, 1 / RATE)
     return np.interp(seconds, np.arange(len(mono)) / rate, mono).astype(np.float32)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.io import wavfile
 
 from benchmarks.zoo import packages, speech
 
@@ -48,6 +49,20 @@ def test_stereo_at_another_rate_from_the_package(
     assert len(clip.samples) == 1600
     # 1.5 samples of 24 kHz for one of 16 kHz, and the mean of the channels is twice the ramp.
     assert clip.samples[1000] == pytest.approx(2 * 1500 / 32768, rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "i2"])
+def test_samples_of_floats_and_integers(tmp_path: Path, dtype: str) -> None:
+    ramp = np.array([0, 0.5, -1])
+    full = 32768 if dtype == "i2" else 1
+    wavfile.write(tmp_path / "one.wav", speech.RATE, (ramp * full).astype(dtype))
+    assert speech._samples(tmp_path / "one.wav").tolist() == ramp.tolist()
+
+
+def test_other_samples_are_refused(tmp_path: Path) -> None:
+    wavfile.write(tmp_path / "one.wav", speech.RATE, np.zeros(3, "i4"))
+    with pytest.raises(ValueError, match=r"one\.wav has samples of int32"):
+        speech._samples(tmp_path / "one.wav")
 
 
 def test_no_recordings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
