@@ -4,7 +4,8 @@ The model of agreement: each drafted token is accepted with one probability, wha
 as drawn by the host; after the first that is not, the verifying model's own token follows. All
 passes are run as they would be: drafts one by one, one verification, one wait for what came out;
 every pass compiled and put into a CUDA graph. Near ties are not looked at, since random weights
-have nothing else.
+have nothing else. A tier alone makes passes of one token; where it verifies, they have the width
+that `phiquant.generate` gives them, whatever is drafted, so that some numbers of drafts are tried.
 """
 
 from __future__ import annotations
@@ -31,12 +32,14 @@ from phiquant.speculative.rounds import decode
 from phiquant.speculative.sequences import Sequences
 from phiquant.speculative.statistics import Reading, Statistics
 
-BF16, DRAFTS = "bf16 alone", ", drafts"
+BF16 = "bf16 alone"
 TIERS = {"exact": "exact", "8.25 bits": "deviation"}
+WIDTHS = {"exact": 8, "8.25 bits": 4}  # of passes that verify
+DRAFTED = {"exact": (4, 5), "8.25 bits": (2, 3)}
 BARS = {"exact": 1.35, "8.25 bits": 1.6}  # times as fast as bf16, at an agreement of 0.85
 _BARS_AT = 0.85
 _PLACES = 512
-_ROUNDS = 5
+_ROUNDS = 3
 
 
 class ByLot(Greedy):
@@ -64,14 +67,17 @@ class ByLot(Greedy):
 class Contender:
     """One way to decode; what it lacks of `passes` is compiled and captured as it is made."""
 
-    def __init__(self, name: str, passes: Passes, drafted: int, agreement: float) -> None:
+    def __init__(
+        self, name: str, passes: Passes, agreement: float = 0.0, tier: str = "", drafted: int = 0
+    ) -> None:
         self.name, self.passes, self.drafted = name, passes, drafted
+        self.alone = tier or name
         self.choice = ByLot(agreement)
         self.told = Statistics(*(Reading.of(model) for model in passes.models.values()))
         self.seconds: list[float] = []
         began = time.perf_counter()
         self.run(2 + drafted, Statistics())
-        print(f"{name}: passes made in {time.perf_counter() - began:.0f} s", flush=True)
+        tell(f"{name}: passes made in {time.perf_counter() - began:.1f} s")
 
     def run(self, tokens: int, told: Statistics) -> None:
         ids = torch.tensor([PROMPT], device="cuda")
@@ -91,37 +97,48 @@ def _ignore(taken: list[list[int]]) -> None:
 
 
 def measure(
-    tiers: list[str], layers: int, drafted: int, agreement: float, tokens: int
+    tiers: list[str], layers: int, drafted: int | None, agreement: float, tokens: int
 ) -> dict[str, Any]:
     """bf16 alone, and each tier alone and with drafts, taking turns."""
     plain = random_llama(num_hidden_layers=layers)
+    tell("compressing")
     exact = compressed(plain, EXACT)
-    made = [Contender(BF16, _passes(plain, plain), 0, agreement)]
+    tell("compressed")
+    made = [Contender(BF16, _passes(plain, plain))]
     for tier in tiers:
         model = phiquant.view(exact, TIERS[tier])
-        passes = _passes(model, phiquant.draft(model))
-        made.append(Contender(tier, passes, 0, agreement))
-        made.append(Contender(tier + DRAFTS, passes, drafted, agreement))
-    for _ in range(_ROUNDS):
+        draft = phiquant.draft(model)
+        made.append(Contender(tier, _passes(model, draft)))
+        passes = _passes(model, draft, WIDTHS[tier])
+        for count in DRAFTED[tier] if drafted is None else (drafted,):
+            name = f"{tier}, {count} drafted"
+            made.append(Contender(name, passes, agreement, tier, count))
+    for number in range(_ROUNDS):
+        tell(f"round {number + 1} of {_ROUNDS}")
         for contender in made:
             contender.turn(tokens)
+    found = {(c.alone, c.passes.width): times(c) for c in made}
     return {
         "gpu": torch.cuda.get_device_name(),
         "agreement": agreement,
-        "drafted": drafted,
         "rows": [row(contender) for contender in made],
-        "passes_ms": {c.name: times(c) for c in made if not c.name.endswith(DRAFTS)},
+        "passes_ms": {f"{name}, passes of {width or 1}": t for (name, width), t in found.items()},
     }
 
 
-def _passes(model: nn.Module, draft: nn.Module) -> Passes:
-    return Passes(model, draft, _PLACES, compile=True, captured=True)
+def _passes(model: nn.Module, draft: nn.Module, width: int | None = None) -> Passes:
+    return Passes(model, draft, _PLACES, compile=True, captured=True, width=width)
+
+
+def tell(what: str) -> None:
+    print(time.strftime("%H:%M:%S"), what, flush=True)
 
 
 def row(contender: Contender) -> dict[str, Any]:
     told = contender.told
     return {
         "what": contender.name,
+        "alone": contender.alone,
         "tokens_per_s": 1 / statistics.median(contender.seconds),
         "acceptance": told.acceptance if told.drafted else None,
         "tokens_a_pass": told.tokens_per_pass,
@@ -162,7 +179,7 @@ def report(rows: list[dict[str, Any]], title: str) -> str:
             row["what"],
             row["tokens_per_s"],
             row["tokens_per_s"] / speed[BF16],
-            row["tokens_per_s"] / speed[row["what"].removesuffix(DRAFTS)],
+            row["tokens_per_s"] / speed[row["alone"]],
             *(row[key] for key in keys),
         ]
         for row in rows
@@ -170,16 +187,34 @@ def report(rows: list[dict[str, Any]], title: str) -> str:
     return table(header, cells)
 
 
+def expected(tokens: int, agreement: float) -> float:
+    """How many tokens a round of so many drafted ones puts out."""
+    return sum(agreement**number for number in range(tokens + 1))
+
+
+def bounds(passes_ms: dict[str, dict[str, float]], tiers: list[str], agreement: float) -> list[str]:
+    """What passes alone, without a host between them, would allow: the best number of drafts."""
+    plain = passes_ms[f"{BF16}, passes of 1"]["model, 1"]
+    lines = []
+    for tier in tiers:
+        width = WIDTHS[tier]
+        ms = passes_ms[f"{tier}, passes of {width}"]
+        each = {
+            count: expected(count, agreement) / (count * ms["draft, 1"] + ms[f"model, {width}"])
+            for count in range(1, width)
+        }
+        best = max(each, key=each.__getitem__)
+        lines.append(f"{tier}: passes alone allow {plain * each[best]:.2f} x bf16, {best} drafted")
+    return lines
+
+
 def verdicts(rows: list[dict[str, Any]], options: argparse.Namespace) -> list[Verdict]:
-    """Bars hold for all layers and the agreement that they were set at."""
-    speed = {row["what"]: row["tokens_per_s"] for row in rows}
+    """Of the best number of drafts; bars hold for all layers and the agreement they were set at."""
+    plain = next(row["tokens_per_s"] for row in rows if row["what"] == BF16)
     whole = options.layers == LLAMA_8B_LAYERS and options.agreement == _BARS_AT
-    return [
-        Verdict(
-            f"{tier} with drafts against bf16, imposed agreement of {options.agreement:.0%}",
-            BARS[tier],
-            speed[tier + DRAFTS] / speed[BF16] if whole else None,
-            "x",
-        )
-        for tier in options.tiers
-    ]
+    made = []
+    for tier in options.tiers:
+        best = max(r["tokens_per_s"] for r in rows if r["alone"] == tier and r["what"] != tier)
+        what = f"{tier} with drafts against bf16, imposed agreement of {options.agreement:.0%}"
+        made.append(Verdict(what, BARS[tier], best / plain if whole else None, "x"))
+    return made

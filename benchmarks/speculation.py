@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from phiquant import ops
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 BARS = {"exact": 1.5, "8.25 bits": 1.2}  # SmolLM2 on two cores, times as fast as alone
+_WIDTHS = {"cpu": (1, 3, 5), "cuda": (1, 4, 8)}  # tokens of the passes that are timed alone
 _KEYS = (
     "tokens_per_s",
     "x_alone",
@@ -70,22 +72,24 @@ def of_llama(options: argparse.Namespace) -> dict[str, Any]:
     from benchmarks import agreement  # needs a GPU
 
     found = agreement.measure(
-        options.tiers, options.layers, options.draft_tokens or 4, options.agreement, options.tokens
+        options.tiers, options.layers, options.draft_tokens, options.agreement, options.tokens
     )
     what = f"Llama-3.1-8B's shape, {options.layers} layers, {found['gpu']}"
     print(f"Weights are random: {options.agreement:.0%} of drafted tokens are accepted by lot.")
     print(agreement.report(found["rows"], what), end="\n\n")
     print(*agreement.verdicts(found["rows"], options), sep="\n", flush=True)
     print("ms of a pass, by its model and tokens:", json.dumps(found["passes_ms"], indent=1))
+    print(*agreement.bounds(found["passes_ms"], options.tiers, options.agreement), sep="\n")
     return found
 
 
 def passes_of_smollm2(options: argparse.Namespace) -> list[list[Any]]:
-    """On the CPU, of each tier and way."""
-    made = smollm2_speculators(DTYPES[options.dtype], "cpu", None, False)
+    """Of each tier and way."""
+    made = smollm2_speculators(DTYPES[options.dtype], options.device, None, False)
     models = {each.name: each.model for each in made if each.name in BARS}
+    widths = _WIDTHS[options.device]
     return [
-        [f"{tier}, {way}", *pass_times(model, way == "compiled")]
+        [f"{tier}, {way}", *pass_times(model, way == "compiled", widths)]
         for way in options.ways
         for tier, model in models.items()
     ]
@@ -94,8 +98,12 @@ def passes_of_smollm2(options: argparse.Namespace) -> list[list[Any]]:
 def of_smollm2(options: argparse.Namespace, compile: bool) -> list[dict[str, Any]]:
     dtype = DTYPES[options.dtype]
     made = smollm2_speculators(dtype, options.device, options.draft_tokens, compile)
-    take_turns(made, prompts(options.prompts), options.tokens, lambda line: print(line, flush=True))
+    take_turns(made, prompts(options.prompts), options.tokens, tell)
     return rows(made)
+
+
+def tell(line: str) -> None:
+    print(time.strftime("%H:%M:%S"), line, flush=True)
 
 
 def arguments() -> argparse.Namespace:
@@ -129,7 +137,8 @@ def main() -> None:
     results: dict[str, Any] = {}
     print(json.dumps(about, indent=1), flush=True)
     if options.passes:
-        header = ["SmolLM2, ms of a pass", "draft", "1 token", "3 tokens", "5 tokens"]
+        header = ["SmolLM2, ms of a pass", "draft"]
+        header += [f"of {width}" for width in _WIDTHS[options.device]]
         print(table(header, passes_of_smollm2(options)))
         return
     if "large" in options.models:

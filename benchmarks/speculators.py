@@ -74,15 +74,23 @@ def smollm2_speculators(
     return made
 
 
-def pass_times(model: nn.Module, compile: bool, widths: Sequence[int] = (1, 3, 5)) -> list[float]:
+def pass_times(model: nn.Module, compile: bool, widths: Sequence[int]) -> list[float]:
     """Milliseconds of a draft, and of verifications of so many tokens, after 100 tokens."""
-    passes = Passes(model, phiquant.draft(model), 256, compile, captured=False)
     ids = torch.randint(0, 40000, (1, 100), generator=torch.Generator().manual_seed(0))
+    ids = ids.to(model.device)  # type: ignore[arg-type]
+    passes = Passes(model, phiquant.draft(model), 256, compile, ids.is_cuda)
     passes.start(ids, [100])
+    places = torch.arange(100, 100 + max(widths), device=ids.device)[None]
 
     def run(name: str, width: int) -> Callable[[], object]:
         call = passes.draft if name == "draft" else passes.verify
-        return lambda: call(ids[:, :width], torch.arange(100, 100 + width)[None], 100)
+
+        def once() -> None:
+            call(ids[:, :width], places[:, :width], 100)
+            if ids.is_cuda:
+                torch.cuda.synchronize()
+
+        return once
 
     for width in widths:
         passes.prepare(1, width - 1)

@@ -44,7 +44,8 @@ def generate(
     those that hold are kept. Without sampling the tokens are those that ``model`` alone decodes,
     one by one, but where rounding moves a logit further than ``tie_tolerance``; with it they have
     exactly its distribution. Both write to one static cache of keys and values. On a GPU every pass
-    is a CUDA graph.
+    is a CUDA graph, and every pass of ``model`` over one sequence reads 4 tokens, of exact weights
+    8, so that rounding is the same with drafts and without (``draft_tokens=0``).
 
     Args:
         model: a compressed causal language model of transformers, with full attention. A view of a
@@ -70,7 +71,8 @@ def generate(
             once.
         tie_tolerance: how near the two best logits of a verification may be, as a part of the
             larger one, before a pass of one token decides between them, as passes of several
-            tokens round otherwise. By default 3 steps of the dtype, 64 in fp32; 0 never does that.
+            tokens round otherwise. By default 3 steps of the dtype, 64 in fp32; 0 never does that,
+            which is the default for one sequence on a GPU.
         compile: let ``torch.compile`` make the passes, which takes about a minute at the first
             call of a kind and is kept with the model.
         statistics: a ``phiquant.speculative.Statistics()``, which is filled in.
@@ -89,6 +91,8 @@ def generate(
     request.check(streamer, draft_tokens, temperature, top_k, top_p, tie_tolerance)
     ends, stops = request.ends, stopping_criteria
     sequences = Sequences(input_ids, attention_mask, request.most, ends, stops)
+    if tie_tolerance is None and runner_of(model).width(model, input_ids) is not None:
+        tie_tolerance = 0.0  # all passes give a token's logits the same bits
     choice: Choice = Greedy(request.tolerance(tie_tolerance))
     if do_sample:
         choice = Sampling(temperature, top_k, top_p, generator)
@@ -122,7 +126,7 @@ def _decode(
     if streamer is not None:
         streamer.put(ids.cpu())
     if not all(sequences.ended):
-        pace = runner.pace(ids, compile, draft_tokens, draft)
+        pace = runner.pace(ids, compile, draft_tokens, draft, passes.width)
         decode(passes, sequences, choice, pace, statistics, show)
     if streamer is not None:
         streamer.end()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from types import FunctionType
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+from phiquant.speculative.layers import CompiledLayers, compiled_alone
 
 if TYPE_CHECKING:
     from phiquant.integrations.hf_cache import SharedCache
@@ -27,16 +29,25 @@ class Passes:
         places: how many tokens the cache holds, for each sequence.
         compile: whether passes after the first go through ``torch.compile``.
         captured: whether each of them becomes a CUDA graph.
+        width: how many tokens the model always reads at once, whatever it is asked for, so that
+            the same kernels give each token's logits the same bits, drafted or not; None: as many
+            as it is asked for.
     """
 
     def __init__(
-        self, model: nn.Module, draft: nn.Module, places: int, compile: bool, captured: bool
+        self,
+        model: nn.Module,
+        draft: nn.Module,
+        places: int,
+        compile: bool,
+        captured: bool,
+        width: int | None = None,
     ) -> None:
         from phiquant.integrations.hf_cache import SharedCache
 
         self.models = {"model": model, "draft": draft}
         self.cache = SharedCache(model.config, places)  # type: ignore[arg-type]
-        self.compile, self.captured = compile, captured
+        self.compile, self.captured, self.width = compile, captured, width
         self.ready: dict[tuple[str, int], Run] = {}
         self.pool: Any = None  # of memory that graphs share
 
@@ -74,7 +85,32 @@ class Passes:
             positions: of the tokens.
             seen: the least of the positions.
         """
-        return self._run("model", tokens, positions, seen)
+        if self.width is None:
+            return self._run("model", tokens, positions, seen)
+        parts = [
+            self._read_wide(part, at, seen + number * self.width)
+            for number, (part, at) in enumerate(
+                zip(tokens.split(self.width, 1), positions.split(self.width, 1), strict=True)
+            )
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    def count(self, tokens: int) -> int:
+        """How many passes of the model read so many tokens."""
+        return 1 if self.width is None else -(-tokens // self.width)
+
+    def _read_wide(self, tokens: Tensor, positions: Tensor, seen: int) -> Tensor:
+        """A pass of `width` tokens, of which those at the end are no text.
+
+        What they leave in the cache is written anew before anything sees it, as a draft's is.
+        """
+        assert self.width is not None
+        asked = tokens.shape[1]
+        more = torch.arange(1, self.width - asked + 1, device=tokens.device)
+        tokens = torch.cat([tokens, tokens[:, -1:].expand(-1, len(more))], 1)
+        positions = torch.cat([positions, positions[:, -1:] + more], 1)
+        # Of its own, since the next pass writes to where a graph leaves its logits.
+        return self._run("model", tokens, positions, seen)[:, :asked].clone()
 
     @torch.inference_mode()
     def prepare(self, rows: int, drafted: int) -> None:
@@ -83,9 +119,9 @@ class Passes:
         What it writes lies at the end of the cache.
         """
         device = self.cache.keys.device
-        needed = [("model", 1)]  # alone, and where a near tie is decided
+        needed = [("model", self.width or 1)]  # alone, and where a near tie is decided
         if drafted:
-            needed += [("draft", 1), ("model", drafted + 1)]
+            needed += [("draft", 1), ("model", self.width or drafted + 1)]
         for name, width in needed:
             if (name, width) in self.ready or not (self.compile or self.captured):
                 continue
@@ -104,7 +140,9 @@ class Passes:
 
     def _make(self, name: str, tokens: Tensor, positions: Tensor) -> None:
         model, cache = self.models[name], self.cache
-        chosen = compiled(tokens, positions, model, cache) if self.compile else step
+        chosen: Callable[..., Tensor] = step
+        if self.compile:
+            chosen = compiled(tokens, positions, model, cache, by_layers=self.captured)
 
         def run(tokens: Tensor, positions: Tensor) -> Tensor:
             return chosen(model, cache, tokens, positions)
@@ -155,15 +193,21 @@ def _logits(
 
 
 def compiled(
-    tokens: Tensor, positions: Tensor, model: nn.Module, cache: SharedCache
+    tokens: Tensor, positions: Tensor, model: nn.Module, cache: SharedCache, by_layers: bool
 ) -> Callable[..., Tensor]:
-    """`step`, compiled for these operands; where that fails `step` itself, which is said once."""
-    # Of its own code, so that no other pass is looked up in its place: what it was compiled for
-    # never changes, and nothing has to be looked at in every call.
-    own = FunctionType(step.__code__.replace(), step.__globals__, step.__name__)
-    compiled_step: Callable[..., Tensor] = torch.compile(
-        own, fullgraph=True, dynamic=False, options={"guard_filter_fn": _no_guards}
-    )
+    """`step`, compiled for these operands; where that fails `step` itself, which is said once.
+
+    Args:
+        by_layers: compile a layer, where most are alike, and not the whole model.
+    """
+    layers = CompiledLayers.of(model, cache) if by_layers else None
+    whole = compiled_alone(step) if layers is None else step
+
+    def compiled_step(*operands: Any) -> Tensor:
+        with nullcontext() if layers is None else layers.running():
+            logits: Tensor = whole(*operands)
+            return logits
+
     try:
         compiled_step(model, cache, tokens, positions)
     except Exception as error:
@@ -172,11 +216,7 @@ def compiled(
             "install a C++ compiler, or give compile=False"
         )
         return step
-    return compiled_step
-
-
-def _no_guards(guards: Sequence[Any]) -> list[bool]:
-    return [False] * len(guards)
+    return whole if layers is None else compiled_step
 
 
 def tell_once(message: str) -> None:

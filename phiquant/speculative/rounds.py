@@ -40,8 +40,9 @@ def decode(
         going = [row for row, ended in enumerate(sequences.ended) if not ended]
         accepted = [len(found[row]) - 1 for row in going]
         taken = sequences.take(found)
+        put_out, deep = sum(map(len, taken)), passes.count(drafted + 1)
         statistics.rounds.append(
-            Round(drafted * len(going), sum(accepted), sum(map(len, taken)), drafted, ties)
+            Round(drafted * len(going), sum(accepted), put_out, drafted, ties, deep)
         )
         show(taken)
         if pace.observe(drafted, accepted, time.perf_counter() - start, sure):

@@ -16,6 +16,9 @@ from phiquant.tensor import PhiTensor
 _KEY = "_phiquant_runner"
 _CHOICES = (1, 2, 3, 4, 5, 6, 7)  # kernels of products take eight rows at once
 _COMPILED = (2, 4, 7)  # each takes a while to compile
+# On a GPU all passes of one sequence read as many tokens as kernels take in hardly more time than
+# one: of lossy weights, and of exact ones.
+_WIDTHS = 4, 8
 _ROOM = 64, 256  # steps of the cache's size, and where passes are made for one size
 
 
@@ -25,6 +28,7 @@ class Runner:
     def __init__(self, model: nn.Module) -> None:
         self.weights = _weights(model)
         self.drafted: nn.Module | None = None
+        self.wide: int | None = None
         self.kept: dict[tuple[Any, ...], Passes] = {}
         self.paces: dict[tuple[Any, ...], Pace] = {}
 
@@ -47,9 +51,29 @@ class Runner:
             self.drafted = draft_of(model)
         return self.drafted
 
-    def pace(self, ids: Tensor, compile: bool, fixed: int | None, draft: nn.Module) -> Pace:
+    def width(self, model: nn.Module, ids: Tensor) -> int | None:
+        """How many tokens each pass of the model reads; None where that varies.
+
+        It does not depend on what is drafted: the same bits come out with drafts and without.
+        """
+        if not ids.is_cuda or len(ids) > 1:
+            return None
+        if self.wide is None:
+            exact = any(isinstance(p, PhiTensor) and p.is_exact for p in model.parameters())
+            try:
+                self.draft(model)
+                self.wide = _WIDTHS[exact]
+            except ValueError:  # nothing is less deep
+                self.wide = 0
+        return self.wide or None
+
+    def pace(
+        self, ids: Tensor, compile: bool, fixed: int | None, draft: nn.Module, width: int | None
+    ) -> Pace:
         """What was learnt of drafting for so many sequences; a fixed number learns nothing."""
-        choices = _COMPILED if compile else _CHOICES
+        choices: tuple[int, ...] = _COMPILED if compile else _CHOICES
+        if width is not None:
+            choices = _CHOICES[: width - 1]  # in one pass, which is there for all of them
         if fixed is not None:
             return Pace(choices, fixed)
         # Passes that are made for a number of tokens keep to it, and a GPU is not waited for.
@@ -63,16 +87,19 @@ class Runner:
         self, model: nn.Module, draft: nn.Module, ids: Tensor, most: int, compile: bool, ahead: int
     ) -> Passes:
         """Passes over a cache that holds the prompts, `most` tokens after them and drafts."""
-        captured = ids.is_cuda
+        captured, width = ids.is_cuda, self.width(model, ids)
         static = compile or captured
         room = _ROOM[static]
-        places = -(-(ids.shape[1] + most + ahead + 1) // room) * room
-        if not static or draft is not self.drafted:
-            return Passes(model, draft, places, compile, captured)
+        # One sequence's drafts end with its text; how many are made changes nothing there.
+        places = -(-(ids.shape[1] + most + (width or ahead + 1)) // room) * room
+        if not static or (draft is not self.drafted and draft is not model):
+            return Passes(model, draft, places, compile, captured, width)
         key = len(ids), places, compile, captured
         if key not in self.kept:
             self.kept.clear()  # one cache is enough
-            self.kept[key] = Passes(model, draft, places, compile, captured)
+            self.kept[key] = Passes(model, draft, places, compile, captured, width)
+        elif draft is not model:
+            self.kept[key].models["draft"] = draft  # there may have been none so far
         return self.kept[key]
 
     @staticmethod

@@ -42,7 +42,7 @@ class Reading:
 class Round:
     """One verification: tokens that were drafted, accepted and put out, over all sequences.
 
-    ties: passes of one token that settled near ties.
+    ties: passes of one token that settled near ties. deep: passes of the model that verified.
     """
 
     drafted: int
@@ -50,6 +50,7 @@ class Round:
     tokens: int
     passes: int
     ties: int
+    deep: int = 1
 
 
 @dataclass
@@ -88,7 +89,7 @@ class Statistics:
     @property
     def deep_passes(self) -> int:
         """Passes of the model itself: verifications, plain steps and ties."""
-        return len(self.rounds) + self.ties
+        return sum(r.deep for r in self.rounds) + self.ties
 
     @property
     def tokens_per_pass(self) -> float:

@@ -45,14 +45,25 @@ def test_as_many_drafts_hold_as_the_lot_says(chance: float) -> None:
 
 
 def test_bars_hold_for_the_whole_model_only() -> None:
+    speeds = (agreement.BF16, 100.0), ("exact", 60.0), ("exact, 2", 140.0), ("exact, 3", 120.0)
     found = [
-        {"what": name, "tokens_per_s": speed}
-        for name, speed in ((agreement.BF16, 100.0), ("exact", 60.0), ("exact" + DRAFTS, 140.0))
+        {"what": name, "alone": name.split(",")[0], "tokens_per_s": speed} for name, speed in speeds
     ]
     options = argparse.Namespace(layers=32, agreement=0.85, tiers=["exact"])
-    assert str(agreement.verdicts(found, options)[0]).startswith("PASS")
+    claim = str(agreement.verdicts(found, options)[0])
+    assert claim.startswith("PASS")
+    assert "1.40 x" in claim
     options.layers = 4
     assert str(agreement.verdicts(found, options)[0]).startswith("----")
+
+
+def test_what_passes_alone_allow() -> None:
+    times = {
+        f"{agreement.BF16}, passes of 1": {"model, 1": 8.0},
+        "8.25 bits, passes of 4": {"draft, 1": 1.0, "model, 4": 4.0},
+    }
+    bounds = agreement.bounds(times, ["8.25 bits"], 0.5)
+    assert bounds == ["8.25 bits: passes alone allow 2.40 x bf16, 1 drafted"]
 
 
 def test_lots_repeat_themselves() -> None:

@@ -9,7 +9,12 @@ import torch
 
 import phiquant
 from phiquant.speculative import Statistics, passes
-from phiquant.speculative.passes import Passes
+from phiquant.speculative.choice import Greedy
+from phiquant.speculative.layers import CompiledLayers
+from phiquant.speculative.pace import Pace
+from phiquant.speculative.passes import Passes, step
+from phiquant.speculative.rounds import decode
+from phiquant.speculative.sequences import Sequences
 from tests.speculative.support import alone, llama, prompt
 
 
@@ -79,6 +84,99 @@ def test_without_a_compiler_passes_are_eager_and_that_is_said_once(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         phiquant.generate(model, ids, max_new_tokens=8, draft_tokens=4, compile=True)
+
+
+def test_passes_of_one_width_say_what_is_asked_for() -> None:
+    """Of fewer tokens, of as many and of more, which take several passes."""
+    model, ids = llama(), prompt(16)
+    clean = Passes(model, model, 64, compile=False, captured=False)
+    wide = Passes(model, model, 64, compile=False, captured=False, width=4)
+    for made in (clean, wide):
+        made.start(ids[:, :4], [4])
+    for first, last in ((4, 5), (5, 9), (9, 15)):
+        read = ids[:, first:last], torch.arange(first, last)[None], first
+        assert torch.allclose(wide.verify(*read), clean.verify(*read), atol=1e-4)
+    assert [wide.count(tokens) for tokens in (1, 4, 5)] == [1, 1, 2]
+    assert clean.count(5) == 1
+
+
+@pytest.mark.parametrize("drafted", [0, 3, 6])
+def test_texts_of_passes_of_one_width(drafted: int) -> None:
+    model, ids, told = llama(), prompt(), Statistics()
+    passes = Passes(model, phiquant.draft(model), 128, False, False, width=4)
+    sequences = Sequences(ids, None, 40, set(), ())
+    decode(passes, sequences, Greedy(0.0), Pace((drafted,), drafted), told, lambda taken: None)
+    assert sequences.new[0] == alone(model, ids, 40)[0, 7:].tolist()
+    assert told.deep_passes == sum(-(-(r.passes + 1) // 4) for r in told.rounds)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tier", ["exact", "deviation"])
+def test_one_code_for_all_layers(tier: str) -> None:
+    """Whose remainders are of different sizes; a layer that is stored otherwise has its own."""
+    model, ids = llama(num_hidden_layers=3), prompt(9)
+    model.model.layers[1].mlp.down_proj = phiquant.dequantize_(model.model.layers[1].mlp.down_proj)
+    model = phiquant.view(model, tier)
+    made = Passes(model, model, 64, compile=False, captured=False)
+    made.start(ids[:, :4], [4])
+    read = ids[:, 4:7].contiguous(), torch.tensor([[4, 5, 6]])
+    layers = CompiledLayers.of(model, made.cache)
+    assert layers is not None
+    assert len({call.args[0] for call in layers.calls}) == 2
+    with torch.inference_mode():
+        wanted = step(model, made.cache, *read)
+        run = passes.compiled(*read, model, made.cache, by_layers=True)
+        made.cache.layers[2].keys[:, :, 4:] = 7.0  # type: ignore[index]
+        assert torch.allclose(run(model, made.cache, *read), wanted, atol=1e-4)
+    assert not any("forward" in vars(layer) for layer in layers.layers)
+
+
+def test_layers_with_hooks_are_not_compiled_alone() -> None:
+    model = llama()
+    cache = Passes(model, model, 64, compile=False, captured=False).cache
+    assert CompiledLayers.of(model, cache) is not None
+    model.model.layers[1].mlp.register_forward_hook(lambda *_: None)
+    assert CompiledLayers.of(model, cache) is None
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize(("tier", "width"), [("exact", 8), ("deviation", 4)])
+def test_a_token_has_the_same_bits_wherever_it_is_in_a_pass(
+    tier: str, width: int, dtype: torch.dtype, compile: bool
+) -> None:
+    sizes = {"hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3}
+    model = llama(intermediate_size=1536, **sizes).to(dtype).cuda()  # type: ignore[arg-type]
+    model = phiquant.view(model, tier)
+    made = Passes(model, model, 256, compile, captured=True, width=width)
+    ids, places = prompt(30).cuda(), torch.arange(30, device="cuda")[None]
+    found = []
+    for parts in ([1] * 20, [3, 1, 4, 2, 4, 1, 3, 2], [8, 8, 4]):
+        made.start(ids[:, :10], [10])
+        made.prepare(1, 0)
+        logits, first = [], 10
+        for part in parts:
+            read = slice(first, first + part)
+            logits.append(made.verify(ids[:, read], places[:, read], first))
+            first += part
+        found.append((torch.cat(logits, 1), made.cache.keys[:, :, :30].clone()))
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("tier", ["exact", "deviation"])
+def test_texts_in_bf16_are_the_same_with_drafts_and_without(tier: str) -> None:
+    model, ids = phiquant.view(llama().bfloat16().cuda(), tier), prompt().cuda()  # type: ignore[attr-defined]
+    wanted = phiquant.generate(model, ids, max_new_tokens=64, draft_tokens=0)
+    for drafted in (None, 1, 3, 9):
+        told = Statistics()
+        found = phiquant.generate(
+            model, ids, max_new_tokens=64, draft_tokens=drafted, statistics=told
+        )
+        assert torch.equal(found, wanted)
+        assert not told.ties
 
 
 @pytest.mark.cuda
