@@ -147,6 +147,7 @@ def row(contender: Contender) -> dict[str, Any]:
     }
 
 
+@torch.inference_mode()
 def times(contender: Contender) -> dict[str, float]:
     """Milliseconds of each pass, by replays of its graph alone."""
     found = {}

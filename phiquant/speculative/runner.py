@@ -16,8 +16,8 @@ from phiquant.tensor import PhiTensor
 _KEY = "_phiquant_runner"
 _CHOICES = (1, 2, 3, 4, 5, 6, 7)  # kernels of products take eight rows at once
 _COMPILED = (2, 4, 7)  # each takes a while to compile
-# On a GPU all passes of one sequence read as many tokens as kernels take in hardly more time than
-# one: of lossy weights, and of exact ones.
+# Tokens that all passes over one sequence read on a GPU, of lossy and of exact weights: more of
+# them would take longer (docs/speculation.md).
 _WIDTHS = 4, 8
 _ROOM = 64, 256  # steps of the cache's size, and where passes are made for one size
 
