@@ -140,7 +140,9 @@ def test_layers_with_hooks_are_not_compiled_alone() -> None:
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize(
+    "compile", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["eager", "compiled"]
+)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize(("tier", "width"), [("exact", 8), ("deviation", 4)])
 def test_a_token_has_the_same_bits_wherever_it_is_in_a_pass(
