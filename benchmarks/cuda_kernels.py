@@ -72,19 +72,25 @@ def arguments() -> argparse.Namespace:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """What is saved: products by numbers of rows, of all shapes before the next number."""
+    """What is saved: products by numbers of rows, of all shapes before the next number.
+
+    It is saved after each, so that a run that is cut off leaves what it has.
+    """
     about = gpu_environment("benchmarks.cuda_kernels")
     bandwidth = copy_bandwidth()
     about["copy_tb_per_s"] = bandwidth / 1e12
     shapes = [Products(shape, options.only, bandwidth) for shape in options.shapes]
     decoding = [row for shape in shapes for row in measure_decoding(shape)]
     found: list[dict[str, Any]] = []
+    results = {"environment": about, "linear": found, "decode": decoding}
+    results["missing"] = shapes[0].missing
     for rows in options.rows:
         for shape in shapes:
             found += shape.measure(rows)
             print(f"{rows} rows of {shape.shape}", file=sys.stderr, flush=True)
-    missing = shapes[0].missing
-    return {"environment": about, "linear": found, "decode": decoding, "missing": missing}
+            if options.json:
+                save(options.json, results)
+    return results
 
 
 def main() -> None:
@@ -97,8 +103,6 @@ def main() -> None:
     print("\ndecoding to bf16")
     print(table(["shape", "tier", "us", "of copy"], (row.values() for row in results["decode"])))
     print(*(f"not measured: {reason}" for reason in results["missing"]), sep="\n")
-    if options.json:
-        save(options.json, results)
 
 
 if __name__ == "__main__":

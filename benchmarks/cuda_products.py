@@ -77,11 +77,11 @@ class Products:
 
 def report(found: list[dict[str, Any]]) -> str:
     """A table a shape: times of cuBLAS's for each number of rows, and the clocks meanwhile."""
-    many = list(dict.fromkeys(row["rows"] for row in found))
-    header = ["what", "bits", f"us, M = {many[0]}", "of copy", *(f"x, M = {m}" for m in many)]
     parts = []
     for shape in dict.fromkeys(row["shape"] for row in found):
         chosen = [row for row in found if row["shape"] == shape]
+        many = list(dict.fromkeys(row["rows"] for row in chosen))
+        header = ["what", "bits", f"us, M = {many[0]}", "of copy", *(f"x, M = {m}" for m in many)]
         lines = []
         for name in dict.fromkeys(row["what"] for row in chosen):
             mine = {row["rows"]: row for row in chosen if row["what"] == name}

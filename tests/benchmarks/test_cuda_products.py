@@ -35,6 +35,13 @@ def test_a_line_for_each_contender_and_the_clocks() -> None:
     assert cells[5] == ["SM clock, MHz, lowest", "-", "-", "-", "9", "9"]
 
 
+def test_shapes_may_have_other_numbers_of_rows() -> None:
+    """As where a run was cut off."""
+    other = [each | {"shape": "32x64"} for each in ROWS[:2]]
+    heads = [line for line in report(ROWS + other).splitlines() if line.startswith("| what")]
+    assert ["M = 2048" in head for head in heads] == [True, False]
+
+
 def test_clocks_are_of_all_contenders() -> None:
     assert clocks(ROWS, [2048])[0][-1:] == [1450]
 
@@ -47,7 +54,8 @@ def test_copies_exceed_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     assert made[0][0] is plane
     assert all(each[1] is None for each in made)
     assert made[4][2] is not plane
-    assert made[4][2] is not None and torch.equal(made[4][2], plane)
+    assert made[4][2] is not None
+    assert torch.equal(made[4][2], plane)
     assert len(copies((torch.zeros(2000, dtype=torch.uint8),))) == 2
 
 
