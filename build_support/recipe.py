@@ -1,5 +1,6 @@
 """What is compiled, from which sources and with which flags."""
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,7 @@ def cuda_recipe() -> Recipe:
         raise BuildError(f"torch {torch.version} is a build without CUDA")
     host = ["-ccbin", find_cxx()[0], "-Xcompiler", "-fPIC,-fvisibility=hidden,-ffp-contract=off"]
     flags = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-DUSE_CUDA", *host, *STABLE_ABI]
-    flags += [*_gencode(), *_includes(torch, "-isystem")]
+    flags += [*_gencode(), *_threads(), *_includes(torch, "-isystem")]
     link = ["-shared", *host, *_torch_libraries(torch, "-Xlinker=")]
     return Recipe([find_nvcc()], sources, flags, link)
 
@@ -106,3 +107,12 @@ def _gencode() -> list[str]:
     binaries = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in targets]
     # PTX of the last one, for devices newer than every binary.
     return [*binaries, f"-gencode=arch=compute_{names[-1]},code=compute_{names[-1]}"]
+
+
+def _threads() -> list[str]:
+    """A file's architectures at once where cores are many: one after another they take minutes.
+
+    Each needs memory of its own; MAX_JOBS, which is set where that is short, forbids it.
+    """
+    threads = min(len(cuda_architectures()), (os.cpu_count() or 1) // 4)
+    return [f"--threads={threads}"] if threads > 1 and not os.environ.get("MAX_JOBS") else []

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import phiquant
-from build_support import backend, torch_install
+from build_support import backend, recipe, torch_install
 from build_support.torch_install import REQUIREMENT, find_torch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -179,6 +179,22 @@ def test_sanitizers_reach_the_compiler(project: Project) -> None:
     project.build(PHIQUANT_SANITIZE="undefined")
     (script,) = project.root.glob("build/**/build.ninja")
     assert "-O1 -g -fno-omit-frame-pointer -fsanitize=undefined" in script.read_text()
+
+
+@needs_compiler
+@pytest.mark.parametrize(("cores", "jobs", "threads"), [(16, "", "4"), (4, "", ""), (16, "2", "")])
+def test_architectures_are_compiled_at_once_on_many_cores(
+    monkeypatch: pytest.MonkeyPatch, cores: int, jobs: str, threads: str
+) -> None:
+    monkeypatch.setattr(recipe, "find_nvcc", lambda: "nvcc")
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.delenv("PHIQUANT_CUDA_ARCHS", raising=False)
+    monkeypatch.setenv("PHIQUANT_BUILD_CUDA", "1")
+    monkeypatch.setenv("MAX_JOBS", jobs)
+    flags = recipe.cuda_recipe().compile_flags
+    assert [flag for flag in flags if "--threads" in flag] == [f"--threads={threads}"] * bool(
+        threads
+    )
 
 
 def test_torch_is_found_where_pips_isolation_hides_it(monkeypatch: pytest.MonkeyPatch) -> None:

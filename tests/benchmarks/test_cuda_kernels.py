@@ -52,3 +52,5 @@ class TestOnAGpu:
         assert names[:2] == [CUBLAS, "torch int4pack g64"]
         assert len(names) == 7
         assert all(each["us"] > 0 for each in found["linear"] + found["decode"])
+        assert [each["rows"] for each in found["linear"]] == [1] * 7 + [16] * 7
+        assert all(each["lowest_sm_mhz"] <= each["sm_mhz"] for each in found["linear"])
