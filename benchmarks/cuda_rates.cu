@@ -48,6 +48,38 @@ struct IntegerFma {
     asm volatile("mad.lo.u32 %0, %0, %1, %2;" : "+r"(x.word) : "r"(x.b), "r"(x.c));
   }
 };
+struct ThreeSum {
+  static constexpr const char* kName = "sum of three int32";
+  __device__ static void go(Lane& x) {
+    asm volatile("{.reg .u32 two; add.u32 two, %0, %1; add.u32 %0, two, %2;}"
+                 : "+r"(x.word)
+                 : "r"(x.b), "r"(x.c));
+  }
+};
+struct ByteDot {
+  static constexpr const char* kName = "bytes' dot (dp4a)";
+  __device__ static void go(Lane& x) {
+    asm volatile("dp4a.u32.u32 %0, %0, %1, %2;" : "+r"(x.word) : "r"(x.b), "r"(x.c));
+  }
+};
+struct LogicAndByteDot {
+  static constexpr const char* kName = "logic and bytes' dot";
+  __device__ static void go(Lane& x) {
+    Logic::go(x);
+    auto* const dot = reinterpret_cast<uint32_t*>(x.sums);
+    asm volatile("dp4a.u32.u32 %0, %0, %1, %2;" : "+r"(*dot) : "r"(x.b), "r"(x.c));
+  }
+};
+struct Zeros {
+  static constexpr const char* kName = "leading zeros";
+  __device__ static void go(Lane& x) { asm volatile("bfind.shiftamt.u32 %0, %0;" : "+r"(x.word)); }
+};
+struct Shuffle {
+  static constexpr const char* kName = "shuffle of lanes";
+  __device__ static void go(Lane& x) {
+    asm volatile("shfl.sync.up.b32 %0, %0, 1, 0, 0xFFFFFFFF;" : "+r"(x.word));
+  }
+};
 struct Conversion {
   static constexpr const char* kName = "two fp32 to bf16x2";
   __device__ static void go(Lane& x) {
@@ -120,6 +152,6 @@ int main() {
     std::printf("no GPU, or no memory on it\n");
     return 1;
   }
-  measure_all<PackedFma, BrainFma, Logic, Permutation, Shift, IntegerFma, Conversion, HalfProduct,
-              ByteProduct>(out, cycles);
+  measure_all<PackedFma, BrainFma, Logic, Permutation, Shift, IntegerFma, ThreeSum, ByteDot,
+              LogicAndByteDot, Zeros, Shuffle, Conversion, HalfProduct, ByteProduct>(out, cycles);
 }
