@@ -123,11 +123,22 @@ def test_products_are_those_of_the_decoded_weight(rows: int, dtype: torch.dtype)
     of = weight(rows, 700, dtype=dtype)
     layout = Layout(700, exponent=-10, stored_dtype=dtype)
     planes = compiled_exact(of, layout)
-    for x_dtype, m in product(DTYPES, (0, 1, 3)):
+    for x_dtype, m in product(DTYPES, (0, 1, 2, 3, 5, 6, 7, 8, 13, 16, 17)):
         x = weight(m, 700, dtype=x_dtype, seed=1)
         actual = phi.linear(x, *planes, None, 700, *settings(layout))
         assert actual.shape == (m, rows)
         assert m == 0 or error(x, planes, layout, actual) <= TOLERANCE[x_dtype]
+
+
+@pytest.mark.parametrize("rows", [1, 7, 41])
+def test_a_row_of_x_has_the_same_bits_in_any_company(rows: int) -> None:
+    of, x = weight(rows, 300, dtype=torch.bfloat16), torch.randn(16, 300)
+    layout = Layout(300, exponent=-10, stored_dtype=torch.bfloat16)
+    planes = compiled_exact(of, layout)
+    alone = [phi.linear(row[None], *planes, None, 300, *settings(layout)) for row in x]
+    for m in range(1, 17):
+        together = phi.linear(x[:m], *planes, None, 300, *settings(layout))
+        assert torch.equal(together, torch.cat(alone[:m])), m
 
 
 def test_products_see_exceptions_at_every_tier() -> None:

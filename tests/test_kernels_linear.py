@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(not ops.compiled, reason="the compiled kernels a
 phi = torch.ops.phiquant
 # Of sum |x||w|: one rounding of the weights to the dtype of x, where that is a half type.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
-ROWS = (1, 3, 7, 8, 15, 16, 17)
+ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17)
 
 
 def typical_planes(layout: Layout, rows: int) -> Planes:

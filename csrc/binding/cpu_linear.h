@@ -35,7 +35,8 @@ inline Tensor product_of(const LinearArguments& given, bool int8) {
     const bool dense = half && set.tiles != nullptr && given.m > kFewForMatrixUnit;
     if (!dense && given.m <= set.fused_rows(given.layout)) return fused_linear(given);
   }
-  return set.decoded->takes(kind, given.m) ? decoded_linear(given) : blocked_linear(given);
+  const DecodedKernels* way = decoded_kernels(kind, given.m);
+  return way != nullptr ? decoded_linear(*way, given) : blocked_linear(given);
 }
 
 // Checks x and the bias, and multiplies. A matrix x is handed on without a copy of its shape: for a

@@ -121,9 +121,16 @@ inline Tensor int8_linear(const CodeKernels& way, const LinearArguments& given) 
   return torch::stable::to(code_linear(way, rounded, true), dtype);
 }
 
+// The kernels that are for so many rows of x and decoded weights; or null.
+inline const DecodedKernels* decoded_kernels(Dtype x, int64_t m) {
+  for (const DecodedKernels* way : {kernels().decoded_tiles, kernels().decoded}) {
+    if (way != nullptr && way->takes(x, m)) return way;
+  }
+  return nullptr;
+}
+
 // Some rows of the weight at a time are decoded, for the caches, and multiplied.
-inline Tensor decoded_linear(const LinearArguments& given) {
-  const DecodedKernels& set = *kernels().decoded;
+inline Tensor decoded_linear(const DecodedKernels& set, const LinearArguments& given) {
   const Layout& layout = given.layout;
   const int64_t columns = layout.columns, size = size_of(set.weight), most = set.rows(columns);
   const Dtype kind = dtype_of("x", given.x.scalar_type());

@@ -34,7 +34,7 @@ const Kernels& kernels() {
   static const Kernels set = [] {
     Kernels with_tiles = avx512::kernels();
     with_tiles.name = "amx";
-    with_tiles.decoded = &kDecodedKernels;
+    with_tiles.decoded_tiles = &kDecodedKernels;
     with_tiles.tiles = &kTileKernels;
     return with_tiles;
   }();

@@ -21,44 +21,59 @@ static void prepare_decoded(int64_t columns, Dtype dtype, const void* x, int64_t
   widen_rows(columns, whole_vectors(columns), dtype, x, m, reinterpret_cast<float*>(to));
 }
 
-// Rows [first, first + m) of x with all rows of the weight.
-template <int m>
-PHIQUANT_INLINE void multiply_rows(const DecodedTask& task, int64_t first) {
-  constexpr int kChains = m == 1 ? 4 : 1;  // hide the latency of a sum
+// `rows` rows of the weight from `row` on, with m rows of x from `first` on: side by side, so that
+// what is loaded is used more than once, and no sum waits for itself. The order of a sum is the
+// same for any number of rows of either.
+template <int rows, int m>
+PHIQUANT_INLINE void multiply_block(const DecodedTask& task, int64_t row, int64_t first) {
   const int64_t padded = whole_vectors(task.columns);
   const float* x = reinterpret_cast<const float*>(task.x) + first * padded;
-  for (int64_t row = 0; row < task.rows; row++) {
-    const float* weight = static_cast<const float*>(task.weight) + row * task.stride;
-    vf sum[m][kChains]{};
-    int64_t at = 0;
-    for (; at + kChains * kLanes <= padded; at += kChains * kLanes) {
-      for (int chain = 0; chain < kChains; chain++) {
-        const int64_t here = at + chain * kLanes;
-        const vf some = load<vf>(weight + here);
-        for (int i = 0; i < m; i++) {
-          sum[i][chain] = multiply_add(some, load<vf>(x + i * padded + here), sum[i][chain]);
-        }
-      }
-    }
-    for (; at < padded; at += kLanes) {
-      for (int i = 0; i < m; i++) {
-        sum[i][0] = multiply_add(load<vf>(weight + at), load<vf>(x + i * padded + at), sum[i][0]);
-      }
-    }
+  const float* weight = static_cast<const float*>(task.weight) + row * task.stride;
+  vf sum[rows][m]{};
+  for (int64_t at = 0; at < padded; at += kLanes) {
+    vf some[rows];
+    for (int r = 0; r < rows; r++) some[r] = load<vf>(weight + r * task.stride + at);
     for (int i = 0; i < m; i++) {
-      for (int chain = 1; chain < kChains; chain++) sum[i][0] += sum[i][chain];
-      store_sum(task, first + i, task.row + row, total(sum[i][0]));
+      const vf factor = load<vf>(x + i * padded + at);
+      for (int r = 0; r < rows; r++) sum[r][i] = multiply_add(some[r], factor, sum[r][i]);
+    }
+  }
+  for (int i = 0; i < m; i++) {
+    for (int r = 0; r < rows; r++) {
+      store_sum(task, first + i, task.row + row + r, total(sum[r][i]));
     }
   }
 }
 
-static void multiply_decoded(const DecodedTask& task) {
-  int64_t first = 0;
-  for (; task.m - first >= 4; first += 4) multiply_rows<4>(task, first);
-  for (; first < task.m; first++) multiply_rows<1>(task, first);
+// All rows of the weight, as many side by side as registers hold the sums of.
+template <int m>
+static void multiply_rows(const DecodedTask& task, int64_t first) {
+  constexpr int kRegisters = PHIQUANT_BYTES == 64 ? 32 : 16;
+  constexpr int kRows = 4 * (m + 1) < kRegisters ? 4 : 2 * (m + 1) < kRegisters ? 2 : 1;
+  int64_t row = 0;
+  for (; task.rows - row >= kRows; row += kRows) multiply_block<kRows, m>(task, row, first);
+  for (; row < task.rows; row++) multiply_block<1, m>(task, row, first);
 }
 
-static int64_t decoded_rows(int64_t) { return 16; }
+// At most eight rows of x at a time: all that are left.
+template <int m = kMostRows>
+static void multiply_rest(const DecodedTask& task, int64_t first) {
+  if constexpr (m > 1) {
+    if (task.m - first < m) return multiply_rest<m - 1>(task, first);
+  }
+  multiply_rows<m>(task, first);
+}
+
+static void multiply_decoded(const DecodedTask& task) {
+  for (int64_t first = 0; first < task.m; first += kMostRows) multiply_rest(task, first);
+}
+
+// What has been decoded is multiplied while it is in a core's first cache.
+static int64_t decoded_rows(int64_t columns) {
+  constexpr int64_t kFloats = 6144, kFewest = 4, kMost = 16;
+  const int64_t fit = kFloats / (columns + 1) / kFewest * kFewest;
+  return fit < kFewest ? kFewest : fit > kMost ? kMost : fit;
+}
 
 static constexpr DecodedKernels kDecodedKernels{Dtype::kFloat32, decoded_rows,    takes_decoded,
                                                 decoded_x_bytes, prepare_decoded, multiply_decoded};

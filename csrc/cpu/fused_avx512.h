@@ -145,23 +145,16 @@ static bool one_row(const FusedTask& task, const FusedTables& tables, int64_t be
   return good;
 }
 
-template <int deviation_bits, int group_size>
-static bool few_rows(const FusedTask& task, const FusedTables& tables, int64_t row, int64_t rows) {
-  bool good = true;
-  int64_t first = 0;
-  for (; task.m - first >= 8; first += 8) {
-    good &= fast_tile<deviation_bits, group_size, 8>(task, tables, first, row, rows);
+// At most eight rows of x at a time: all that are left, so that codes are unpacked for them once.
+template <int deviation_bits, int group_size, int m = kMostRows>
+static bool few_rows(const FusedTask& task, const FusedTables& tables, int64_t first, int64_t row,
+                     int64_t rows) {
+  if constexpr (m > 1) {
+    if (task.m - first < m) {
+      return few_rows<deviation_bits, group_size, m - 1>(task, tables, first, row, rows);
+    }
   }
-  if (task.m - first >= 4) {
-    good &= fast_tile<deviation_bits, group_size, 4>(task, tables, first, row, rows);
-    first += 4;
-  }
-  if (task.m - first >= 2) {
-    good &= fast_tile<deviation_bits, group_size, 2>(task, tables, first, row, rows);
-    first += 2;
-  }
-  if (task.m == first) return good;
-  return good & fast_tile<deviation_bits, group_size, 1>(task, tables, first, row, rows);
+  return fast_tile<deviation_bits, group_size, m>(task, tables, first, row, rows);
 }
 
 template <int deviation_bits, int group_size>
@@ -171,7 +164,9 @@ static bool fast_rows(const FusedTask& task, const FusedTables& tables, int64_t 
   bool good = true;
   for (int64_t row = begin; row < end; row += kTile) {
     const int64_t rows = end - row < kTile ? end - row : kTile;
-    good &= few_rows<deviation_bits, group_size>(task, tables, row, rows);
+    for (int64_t first = 0; first < task.m; first += kMostRows) {
+      good &= few_rows<deviation_bits, group_size>(task, tables, first, row, rows);
+    }
   }
   return good;
 }

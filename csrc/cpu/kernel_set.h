@@ -48,6 +48,7 @@ const Kernels& kernels() {
                                PHIQUANT_FUSED_ROWS,
                                &kDecodedKernels,
                                PHIQUANT_INTEGERS,
+                               nullptr,
                                nullptr};
   return set;
 }

@@ -231,8 +231,10 @@ struct Kernels {
   // Up to how many rows of x `fused` is worth it; above, decode blocks and multiply them.
   int64_t (*fused_rows)(const Layout& layout);
   const DecodedKernels* decoded;
-  const CodeKernels* integers;  // null where there are no dot products of integers,
-  const CodeKernels* tiles;     // and where there is no matrix unit
+  const CodeKernels* integers;  // null where there are no dot products of integers
+  // Null where there is no matrix unit, which takes bf16 alone.
+  const DecodedKernels* decoded_tiles;
+  const CodeKernels* tiles;
 };
 
 }  // namespace phiquant::cpu
