@@ -3,6 +3,8 @@
 // and multiplied; or blocks of them, by torch.
 #pragma once
 
+#include <cstring>
+
 #include "cpu_tasks.h"
 
 namespace phiquant::cpu {
@@ -90,32 +92,66 @@ inline const CodeKernels* code_kernels(const LinearArguments& given, bool int8) 
   return nullptr;
 }
 
-// Codes meet rows of bf16 in a form of their own; by another way where that cannot hold them.
-inline Tensor code_linear(const CodeKernels& way, const LinearArguments& given, bool int8) {
+// Codes meet rows of bf16 in a form of their own, from x to `out`; false where that cannot hold
+// them.
+inline bool multiply_codes(const CodeKernels& way, const LinearArguments& given, const void* x,
+                           void* out, bool int8) {
   const Layout& layout = given.layout;
   const int64_t size = way.x_bytes(layout, given.m, int8);
   const int64_t more = int8 ? given.m * int64_t{sizeof(float)} : 0;
-  auto* x = static_cast<uint8_t*>(scratch<Scratch::kX>(size + more));
-  float* factors = int8 ? reinterpret_cast<float*>(x + size) : nullptr;
-  if (!way.prepare(layout, given.x.const_data_ptr(), given.m, x, factors)) {
-    return fused_linear(given);
-  }
-  Tensor out = new_tensor({given.m, given.out_features}, given.x.scalar_type());
+  auto* prepared = static_cast<uint8_t*>(scratch<Scratch::kX>(size + more));
+  float* factors = int8 ? reinterpret_cast<float*>(prepared + size) : nullptr;
+  if (!way.prepare(layout, x, given.m, prepared, factors)) return false;
   const OptionalTensor bias = float_bias_of(given);
-  const CodeTask task{layout,  pointers(given.planes), x,
-                      factors, data<float>(bias),      out.mutable_data_ptr(),
+  const CodeTask task{layout,  pointers(given.planes), prepared, factors, data<float>(bias), out,
                       given.m, given.out_features};
   const Status status =
       over_rows(given.out_features, layout.columns, kTileRows,
                 [&](int64_t begin, int64_t end) { return way.multiply(task, begin, end); });
   if (status == Status::kBadWord) fail_word(layout);
+  return true;
+}
+
+inline Tensor code_linear(const CodeKernels& way, const LinearArguments& given, bool int8) {
+  Tensor out = new_tensor({given.m, given.out_features}, given.x.scalar_type());
+  const void* x = given.x.const_data_ptr();
+  return multiply_codes(way, given, x, out.mutable_data_ptr(), int8) ? out : fused_linear(given);
+}
+
+// To nearest even; NaN stays NaN.
+inline void round_to_bfloat16s(const float* from, int64_t count, uint16_t* to) {
+  for (int64_t i = 0; i < count; i++) {
+    uint32_t bits;
+    std::memcpy(&bits, from + i, sizeof bits);
+    const bool none = (bits & 0x7FFFFFFF) > 0x7F800000;
+    to[i] =
+        static_cast<uint16_t>((none ? bits | 0x400000 : bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+  }
+}
+
+// Few rows of fp32, by way of bf16: torch's conversions would take a tenth of a small product.
+inline Tensor few_int8_linear(const CodeKernels& way, const LinearArguments& given, int64_t in) {
+  const int64_t count = given.m * given.out_features;
+  auto* x =
+      static_cast<uint16_t*>(scratch<Scratch::kWeight>((in + count) * int64_t{sizeof(uint16_t)}));
+  uint16_t* sums = x + in;
+  round_to_bfloat16s(static_cast<const float*>(given.x.const_data_ptr()), in, x);
+  multiply_codes(way, given, x, sums, true);  // int8 holds any x
+  Tensor out = new_tensor({given.m, given.out_features}, ScalarType::Float);
+  auto* to = static_cast<uint32_t*>(out.mutable_data_ptr());
+  for (int64_t i = 0; i < count; i++) to[i] = uint32_t{sums[i]} << 16;
   return out;
 }
 
 // Of any dtype: x is to be rounded anyway.
 inline Tensor int8_linear(const CodeKernels& way, const LinearArguments& given) {
+  constexpr int64_t kFew = 1 << 16;  // numbers; torch shares more out to threads
   const ScalarType dtype = given.x.scalar_type();
   if (dtype == ScalarType::BFloat16) return code_linear(way, given, true);
+  const int64_t in = given.m * given.layout.columns;
+  if (dtype == ScalarType::Float && in <= kFew && given.m * given.out_features <= kFew) {
+    return few_int8_linear(way, given, in);
+  }
   LinearArguments rounded = given;
   rounded.x = torch::stable::to(given.x, ScalarType::BFloat16);
   return torch::stable::to(code_linear(way, rounded, true), dtype);
