@@ -1,116 +1,126 @@
-// Units on their way to shared memory, by bulk copies of one thread; and where warps read them.
+// Codes and x on their way to shared memory, by bulk copies of one thread.
 #pragma once
 
 #include "few_rows_ring.cuh"
-#include "sixteen_terms.cuh"
+#include "sixteen.cuh"
 
 namespace phiquant::cuda {
 
+// Of planes, for each half of a pass's tiles.
 struct SixteenMaps {
-  CUtensorMap x, index;
+  CUtensorMap x, index[2], high[2];
 };
 
-struct UnitBarriers {
-  Barrier full[kMostUnits], empty[kMostUnits];
+template <int size>
+struct RingBarriers {
+  Barrier full[size], empty[size];
+
+  __device__ __forceinline__ void start(int count) {
+    for (int i = 0; i < count; i++) {
+      full[i].start(1);
+      empty[i].start(kQuad);
+    }
+  }
+};
+
+struct SixteenBarriers {
+  RingBarriers<kMostUnits> units;
+  RingBarriers<kMostBoxes> boxes;
 
   // By one thread.
-  __device__ __forceinline__ void start(int units, int warps) {
-    for (int i = 0; i < units; i++) {
-      full[i].start(1);
-      empty[i].start(warps);
-    }
+  __device__ __forceinline__ void start(const SixteenPlan& plan) {
+    units.start(plan.units);
+    boxes.start(plan.boxes);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
 };
 
-// A unit of the ring, and the parity of its barriers' phases; passes go on where the last one
-// ended.
-struct UnitTurn {
-  int at = 0;
+// A place in a ring, and the parity of its barriers' phases; passes go on where the last one ended.
+struct RingTurn {
+  int at;
   uint32_t parity = 0;
 
-  __device__ __forceinline__ void advance(int units) {
-    if (++at == units) {
-      at = 0;
+  __device__ __forceinline__ void advance(int by, int size) {
+    at += by;
+    if (at >= size) {
+      at -= size;
       parity ^= 1;
     }
   }
 };
 
-// The thread that fills the ring. What lies beyond a weight's rows and columns becomes zero.
-template <int eights, class Shape>
-struct UnitFiller {
-  using Unit = SixteenUnit<eights>;
-  static constexpr int kColumns = Shape::kColumns;
+__device__ __forceinline__ void copy_cube(const CUtensorMap& map, int x, int y, int z, void* to,
+                                          const Barrier& full) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, "
+      "%3, %4}], [%5];" ::"r"(shared_address(to)),
+      "l"(&map), "r"(x), "r"(y), "r"(z), "r"(full.address())
+      : "memory");
+}
 
+// The thread that fills the rings, in the order in which warps want them. What lies beyond a
+// weight's rows and columns becomes zero.
+template <class Shape>
+struct RingFiller {
   const SixteenPlan& plan;
   const SixteenPlace& place;
   const SixteenMaps& maps;
-  UnitBarriers& barriers;
-  uint8_t* ring;
-  UnitTurn turn;
+  SixteenBarriers& barriers;
+  uint8_t *units, *boxes;
+  RingTurn unit{0}, box{0};
 
-  __device__ __forceinline__ void copy(int column, int first, uint8_t* to, Barrier& full) const {
-    full.expect(Unit::bytes(plan.tall, kColumns));
-    uint8_t* const x = to + Unit::index_bytes(plan.tall, kColumns);
-    for (int i = 0; i < kColumns; i += kBoxColumns) {
-      copy_box(maps.index, (column + i) * (kColumn / 2), first * kSixteen,
-               to + i / kBoxColumns * plan.tall * kSixteen * 128, full);
+  // x of a box's columns.
+  __device__ __forceinline__ void copy_x(int column) {
+    barriers.boxes.empty[box.at].wait(box.parity ^ 1);
+    Barrier& full = barriers.boxes.full[box.at];
+    uint8_t* const to = boxes + box.at * Shape::kBoxBytes;
+    full.expect(Shape::kBoxBytes);
+    if (plan.whole_groups) {
+      copy_cube(maps.x, 0, 0, column, to, full);
+    } else {
+      for (int i = 0; i < kQuad; i++) {
+        copy_cube(maps.x, (column + i) * kColumn, 0, 0, to + i * Shape::kXBytes, full);
+      }
     }
-    for (int i = 0; i < kColumns; i++) {
-      copy_box(maps.x, (column + i) * kColumn, 0, x + i * Unit::kXBytes, full);
+    box.advance(1, plan.boxes);
+  }
+
+  template <int half>
+  __device__ __forceinline__ void copy_codes(int column, int first) {
+    constexpr int kTiles = Shape::tiles_of(half);
+    const int tile = first + half * Shape::kHalf;
+    barriers.units.empty[unit.at].wait(unit.parity ^ 1);
+    Barrier& full = barriers.units.full[unit.at];
+    uint8_t* const to = units + unit.at * Shape::kUnitBytes;
+    full.expect(kTiles * kSixteen * (128 + Shape::kHighRow));
+    copy_box(maps.index[half], column * (kColumn / 2), tile * kSixteen, to, full);
+    if constexpr (Shape::kDeviation > 0) {
+      copy_box(maps.high[half], column * (kColumn / 8 * Shape::kDeviation), tile * kSixteen,
+               to + Shape::kIndexBytes, full);
+    }
+    unit.advance(1, plan.units);
+  }
+
+  // Steps of a pass whose tiles begin with `first`; quads [from, to) of a step's first half, and
+  // all of what follows it.
+  __device__ __forceinline__ void begin(int first, int quads) {
+    for (int quad = 0; quad < quads; quad++) {
+      copy_x(place.begin + quad * kQuad);
+      copy_codes<0>(place.begin + quad * kQuad, first);
     }
   }
-
-  // Units of a pass.
-  __device__ __forceinline__ void run(int first, int from, int to) {
-    for (int unit = from; unit < to; unit++) {
-      barriers.empty[turn.at].wait(turn.parity ^ 1);
-      copy(place.begin + unit * kColumns, first, ring + turn.at * Unit::bytes(plan.tall, kColumns),
-           barriers.full[turn.at]);
-      turn.advance(plan.units);
+  __device__ __forceinline__ void go_on(int first, int quads) {
+    const int steps = place.steps();
+    for (int step = 0; step < steps; step++) {
+      const int column = place.begin + step * kColumnWarps;
+      for (int quad = step == 0 ? quads : 0; quad < kQuads; quad++) {
+        copy_x(column + quad * kQuad);
+        copy_codes<0>(column + quad * kQuad, first);
+      }
+      if constexpr (Shape::kHalves > 1) {
+        for (int quad = 0; quad < kQuads; quad++) copy_codes<1>(column + quad * kQuad, first);
+      }
     }
-  }
-};
-
-// A number that the compiler is not to make anew wherever it is used.
-__device__ __forceinline__ uint32_t held(uint32_t number) {
-  asm volatile("" : "+r"(number));
-  return number;
-}
-
-// Where a lane of a warp finds its columns of a unit: codes of rows `row` and `row + 8` of its
-// tile, and x. Lanes of half a warp have rows that meet each bank once.
-template <int eights, class Shape>
-struct UnitReader {
-  using Unit = SixteenUnit<eights>;
-
-  int row;
-  uint32_t index, x;  // of the first column, from where the unit begins
-
-  __device__ __forceinline__ UnitReader(const SixteenPlan& plan, int tile, int part, int lane)
-      : row((lane >> 2 & 3) * 2 + (lane >> 4)) {
-    const int t = lane & 3, column = part * Shape::kEach;
-    const int box = column / kBoxColumns * plan.tall * kSixteen, in_box = column % kBoxColumns;
-    const int at_row = box + tile * kSixteen + row;
-    index =
-        held(static_cast<uint32_t>(at_row * 128 + ((in_box * 2 + t / 2) ^ row) * 16 + t % 2 * 8));
-    x = held(static_cast<uint32_t>(Unit::index_bytes(plan.tall, Shape::kColumns) +
-                                   column * Unit::kXBytes) +
-             XColumn<eights>::place_of(lane));
-  }
-
-  // Column i of the warp's; `scales`: of the lane's tile, row and first column.
-  template <int i>
-  __device__ __forceinline__ ColumnCodes codes(uint32_t unit, uint32_t scales) const {
-    constexpr int kScales = i * kSixteen * kScaleBytes;
-    const uint32_t from = unit + (index ^ i * (kColumn / 2));
-    return {{pair_at(from), pair_at(from + 8 * 128)},
-            {pair_at(scales + kScales), pair_at(scales + kScales + 8 * kScaleBytes)}};
-  }
-  template <int i>
-  __device__ __forceinline__ XColumn<eights> x_column(uint32_t unit) const {
-    return {unit + x + i * Unit::kXBytes, unit + (x ^ 16) + i * Unit::kXBytes};
   }
 };
 

@@ -34,56 +34,65 @@ __device__ __forceinline__ float float_of_block(const float* at, int rank) {
   return value;
 }
 
-template <class T, int eights, class Shape>
+// Of one pass; `memory`: of the block.
+template <class Shape>
 struct SixteenSums {
-  using Room = SixteenRoom<eights>;
-  static constexpr int kRows = 8 * eights;  // of x
+  static constexpr int kRows = 8 * Shape::kEights;  // of x
+  static constexpr int kWarp = Shape::kTall * Shape::kTileSums;
 
   const SixteenPlan& plan;
   const SixteenPlace& place;
-  float* memory;    // all of the block's
+  float* memory;
   int first, tall;  // tiles of this pass
 
-  // [row of x][row of the weight] of a warp; `row`: of the lane.
-  __device__ __forceinline__ void leave(int warp, int lane, int row,
-                                        const EightSums<eights>& sums) const {
-    float* const to = memory + warp * Room::kTileSums + row;
+  // [tile][row of x][row of the weight] of a warp; `row`: of the lane.
+  __device__ __forceinline__ void leave(
+      int warp, int lane, int row, const EightSums<Shape::kEights> (&sums)[Shape::kTall]) const {
+    float* const to = memory + warp * kWarp + row;
 #pragma unroll
-    for (int i = 0; i < eights * 4; i++) {
-      const int m = i / 4 * 8 + (lane & 3) * 2 + i % 2;
-      to[m * Room::kRow + i % 4 / 2 * 8] = sums.of[i / 4][i % 4];
+    for (int tile = 0; tile < Shape::kTall; tile++) {
+#pragma unroll
+      for (int i = 0; i < Shape::kEights * 4; i++) {
+        const int m = i / 4 * 8 + (lane & 3) * 2 + i % 2;
+        to[tile * Shape::kTileSums + m * Shape::kSumRow + i % 4 / 2 * 8] =
+            sums[tile].of[i / 4][i % 4];
+      }
     }
   }
 
-  // Of the warps that have a tile.
+  // Of all warps.
   __device__ __forceinline__ float of_warps(int i) const {
     const int row = i % kSixteen, tile = i / kSixteen % tall, m = i / kSixteen / tall;
-    const float* const from =
-        memory + tile * Shape::kParts * Room::kTileSums + m * Room::kRow + row;
+    const float* const from = memory + tile * Shape::kTileSums + m * Shape::kSumRow + row;
     float sum = 0;
 #pragma unroll
-    for (int part = 0; part < Shape::kParts; part++) sum += from[part * Room::kTileSums];
+    for (int warp = 0; warp < kColumnWarps; warp++) sum += from[warp * kWarp];
     return sum;
   }
 
   __device__ __forceinline__ void store(int i, float sum) const {
     const int64_t row = int64_t{first} * kSixteen + i % (kSixteen * tall);
     const int m = i / (kSixteen * tall);
-    if (m < plan.task.m && row < plan.task.out_features) store_sum<T>(plan.task, m, row, sum);
+    if (m >= plan.task.m || row >= plan.task.out_features) return;
+    if (plan.task.dtype == Dtype::kBFloat16) {
+      store_sum<__nv_bfloat16>(plan.task, m, row, sum);
+    } else {
+      store_sum<__half>(plan.task, m, row, sum);
+    }
   }
 
-  // By all threads, once all have left their sums.
+  // By all threads that multiply, once all have left their sums; two barriers of the cluster.
   __device__ __forceinline__ void finish() const {
     const int thread = static_cast<int>(threadIdx.x), count = kRows * kSixteen * tall;
     if (place.blocks == 1) {
-      for (int i = thread; i < count; i += kSixteenThreads) store(i, of_warps(i));
+      for (int i = thread; i < count; i += kMultiplying) store(i, of_warps(i));
       return;
     }
-    float* const mine = memory + kColumnWarps * Room::kTileSums;
-    for (int i = thread; i < count; i += kSixteenThreads) mine[i] = of_warps(i);
+    float* const mine = memory + kColumnWarps * kWarp;
+    for (int i = thread; i < count; i += kMultiplying) mine[i] = of_warps(i);
     sync_cluster();
     const int begin = place.rank * (count / 2), end = begin + count / 2;
-    for (int i = begin + thread; i < end; i += kSixteenThreads) {
+    for (int i = begin + thread; i < end; i += kMultiplying) {
       store(i, float_of_block(mine + i, 0) + float_of_block(mine + i, 1));
     }
     sync_cluster();
