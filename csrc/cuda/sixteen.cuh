@@ -14,23 +14,20 @@
 namespace phiquant::cuda {
 
 inline constexpr int kSixteen = 16;                              // rows of a tile, and of x at most
-inline constexpr int kColumnWarps = 16;                          // of a block, that multiply
-inline constexpr int kMultiplying = kColumnWarps * 32;           // threads
-inline constexpr int kSixteenThreads = kMultiplying + 128;       // one of them fills the rings
-inline constexpr int kMultiplyingRegisters = 112, kFillingRegisters = 32;
+inline constexpr int kColumnWarps = 16;                          // of a block
+inline constexpr int kSixteenThreads = kColumnWarps * 32;
 inline constexpr int kColumn = 64;                               // columns of a group
 inline constexpr int kQuad = 4;                                  // warps that share a box
 inline constexpr int kQuads = kColumnWarps / kQuad;
-inline constexpr int kMostTall = 8;    // tiles of a pass
-inline constexpr int kMostUnits = 24;  // of a ring
-inline constexpr int kMostBoxes = 8;   // of x
+inline constexpr int kMostTall = 8;   // tiles of a pass
+inline constexpr int kMostUnits = 8;  // of a quad's ring
 
 // What is known to the host.
 struct SixteenPlan {
   ProductTask task;
   int groups;          // of a row
   int tiles;           // of the weight
-  int units, boxes;    // of the rings of codes and of x
+  int units;           // of a quad's ring
   bool aligned_words;  // 8 scale words can be read at once
   bool whole_groups;   // x has no short last group
 };
@@ -42,7 +39,7 @@ struct SixteenShape {
   static constexpr int kDeviation = deviation, kEights = eights, kTall = tall;
   static constexpr int kHalves = tall > 4 ? 2 : 1;
   static constexpr int kHalf = (tall + kHalves - 1) / kHalves;  // tiles of a unit, at most
-  static constexpr int tiles_of(int half) { return half == 0 ? kHalf : tall - kHalf; }
+  static constexpr __host__ __device__ int tiles_of(int half) { return half == 0 ? kHalf : tall - kHalf; }
 
   // A unit: indices, then deviations; 128 bytes a row, or 64 of 2 deviation bits.
   static constexpr int kHighRow = 16 * deviation * 2;
@@ -63,17 +60,18 @@ struct SixteenShape {
       (kColumnWarps * tall * kTileSums + 8 * eights * kSixteen * tall) * 4;
 };
 
-// Shared memory, after what is known when the kernel is compiled: scale words, [column][row]; then
-// units, then boxes of x. Once all have multiplied: the warps' sums instead, and the block's.
+// Shared memory: the quads' rings of units, a box of x for each quad, what scales each warp's
+// column, and scale words, [column][row]. Once all have multiplied: the warps' sums instead, and the
+// block's.
 template <class Shape>
 struct SixteenRoom {
   int words, factors, units, boxes, bytes;  // where they begin, where all ends
 
   // Copies want whole kilobytes.
-  __host__ __device__ SixteenRoom(int columns, int unit_count, int box_count) {
+  __host__ __device__ SixteenRoom(int columns, int unit_count) {
     units = 0;
-    boxes = units + unit_count * Shape::kUnitBytes;
-    factors = boxes + box_count * Shape::kBoxBytes;
+    boxes = units + kQuads * unit_count * Shape::kUnitBytes;
+    factors = boxes + kQuads * Shape::kBoxBytes;
     words = factors + kColumnWarps * Shape::kFactorBytes;
     bytes = words + columns * Shape::kRows * 2;
     if (bytes < Shape::kSumBytes) bytes = Shape::kSumBytes;

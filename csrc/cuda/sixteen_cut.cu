@@ -33,13 +33,8 @@ SixteenCut cut_into(const SixteenPlan& plan, int blocks) {
   for (int passes = ceil_div(tiles, kMostTall);; passes++) {
     cut.tall = ceil_div(tiles, passes);
     const RingSizes sizes(plan.task.layout.deviation_bits, cut.tall, cut.columns);
-    // A quad's next box is copied while it has one, where there is room.
-    for (cut.boxes = kMostBoxes; cut.boxes >= kQuads; cut.boxes--) {
-      const int left = room - sizes.others - cut.boxes * sizes.box;
-      cut.units = left > 0 ? left / sizes.unit : 0;
-      if (cut.units >= 2 * kQuads) break;
-    }
-    if (cut.boxes < kQuads) cut.boxes = kQuads;
+    const int left = room - sizes.others - kQuads * sizes.box;
+    cut.units = left > 0 ? left / (kQuads * sizes.unit) : 0;
     if (!cut.fits() && cut.tall > 1) continue;
     if (cut.units > kMostUnits) cut.units = kMostUnits;
     cut.cost = passes * (steps * (cut.tall + 0.7) + 6) + blocks;

@@ -1,13 +1,12 @@
-// Products of up to 16 rows of x, on Hopper and later. One thread has codes and x copied to rings in
-// shared memory; the other warps multiply, each all tiles of its columns, and sums are added up at
-// the end.
+// Products of up to 16 rows of x, on Hopper and later. Each warp multiplies all tiles of its columns;
+// four warps share a ring of codes in shared memory, and a box of x, which one of their threads has
+// copied; sums are added up at the end.
 //
 // Until the kernel ahead has ended nothing is read but first codes, to the L2 cache, which is never
 // stale.
 #pragma once
 
 #include "overlap.cuh"
-#include "registers.cuh"
 #include "sixteen_ring.cuh"
 #include "sixteen_scales.cuh"
 #include "sixteen_sums.cuh"
@@ -15,7 +14,7 @@
 namespace phiquant::cuda {
 
 struct SixteenShared {
-  SixteenBarriers barriers;
+  QuadBarriers quads[kQuads];
   FittedBend bends[kBendCount];
 };
 
@@ -25,38 +24,46 @@ struct SixteenWorker {
 
   const SixteenPlan& plan;
   const SixteenPlace& place;
-  SixteenShared& shared;
+  const QuadFiller<Shape> filler;
+  const FittedBend* bends;
   int lane, warp, row;
-  uint32_t units, boxes, words, factors;  // in shared memory: of the block; the last, of the warp
-  uint32_t index, quarters, x;            // of the lane, from where a unit or a box begins
-  RingTurn unit, box;
+  uint32_t units, words, factors;  // in shared memory: of the quad, the block and the warp
+  uint32_t index, quarters, x;     // of the lane: from where a unit begins; of its column
+  UnitTurn turn;
+  uint32_t x_parity = 0;
   EightSums<kEights> sums[Shape::kTall];
 
   // Lanes of half a warp have rows that meet each bank once.
   __device__ __forceinline__ SixteenWorker(const SixteenPlan& plan, const SixteenPlace& place,
-                                           SixteenShared& shared, const SixteenRoom<Shape>& room,
-                                           uint32_t memory)
+                                           const SixteenMaps& maps, SixteenShared& shared,
+                                           const SixteenRoom<Shape>& room, uint8_t* memory)
       : plan(plan),
         place(place),
-        shared(shared),
+        filler{plan,
+               place,
+               maps,
+               shared.quads[threadIdx.x / (32 * kQuad)],
+               memory + room.units + threadIdx.x / (32 * kQuad) * plan.units * Shape::kUnitBytes,
+               memory + room.boxes + threadIdx.x / (32 * kQuad) * Shape::kBoxBytes,
+               static_cast<int>(threadIdx.x) / (32 * kQuad)},
+        bends(shared.bends),
         lane(static_cast<int>(threadIdx.x) & 31),
         warp(static_cast<int>(threadIdx.x) / 32),
         row((lane >> 2 & 3) * 2 + (lane >> 4)),
-        units(memory + room.units),
-        boxes(memory + room.boxes),
-        words(memory + room.words),
-        factors(memory + room.factors + warp * Shape::kFactorBytes),
-        unit{warp / kQuad},
-        box{warp / kQuad} {
+        units(shared_address(filler.units)),
+        words(shared_address(memory) + room.words),
+        factors(shared_address(memory) + room.factors + warp * Shape::kFactorBytes) {
     const int t = lane & 3, in_box = warp % kQuad;
     index = static_cast<uint32_t>(row * 128 + ((in_box * 2 + t / 2) ^ row) * 16 + t % 2 * 8);
     quarters = static_cast<uint32_t>(row * 64 + (in_box ^ row >> 1) * 16 + t * 4);
-    x = in_box * Shape::kXBytes + XColumn<kEights>::place_of(lane);
+    x = shared_address(filler.box) + in_box * Shape::kXBytes + XColumn<kEights>::place_of(lane);
   }
+
+  __device__ __forceinline__ bool fills() const { return lane == 0 && warp % kQuad == 0; }
 
   // What scales the rows of a column, for all lanes.
   __device__ __forceinline__ void make_factors(int column) const {
-    const uint32_t bends = shared_address(shared.bends);
+    const uint32_t bends = shared_address(this->bends);
 #pragma unroll
     for (int i = 0; i < Shape::kRows; i += 32) {
       if (i + 32 > Shape::kRows && i + lane >= Shape::kRows) break;
@@ -67,17 +74,12 @@ struct SixteenWorker {
   }
 
   __device__ __forceinline__ XColumn<kEights> take_x() const {
-    shared.barriers.boxes.full[box.at].wait(box.parity);
-    XColumn<kEights> column{boxes + box.at * Shape::kBoxBytes + x, {}};
+    filler.barriers.x_full.wait(x_parity);
+    XColumn<kEights> column(x);
     column.prepare(lane, plan.task.dtype == Dtype::kBFloat16);
+    __syncwarp();  // all have been used: copies come here next
+    if (lane == 0) filler.barriers.x_empty.arrive();
     return column;
-  }
-  // Copies come to what has been rewritten.
-  __device__ __forceinline__ void leave_x() {
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-    __syncwarp();
-    if (lane == 0) shared.barriers.boxes.empty[box.at].arrive();
-    box.advance(kQuads, plan.boxes);
   }
 
   // Row `row`, or the eighth after it, of tile i of a unit, which is the pass's `tile`.
@@ -97,95 +99,100 @@ struct SixteenWorker {
     return found;
   }
 
-  template <int half, int i = 0>
+  // Tiles [i, end) of a unit, as far as the pass has them.
+  template <int half, int i, int end>
   __device__ __forceinline__ void multiply(uint32_t from, const XColumn<kEights>& x) {
     constexpr int tile = half * Shape::kHalf + i;
-    if constexpr (i < Shape::kHalf && tile < Shape::kTall) {
+    if constexpr (i < end && i < Shape::tiles_of(half)) {
       multiply_column<kDeviation>(codes<i, tile, 0>(from), codes<i, tile, 1>(from), x, &sums[tile]);
-      multiply<half, i + 1>(from, x);
+      multiply<half, i + 1, end>(from, x);
     }
   }
 
-  // The next unit, of which a column beyond the last one has nothing.
+  // What is to follow the unit before this one in its place, and x of the next step, once all warps
+  // of the quad have left those.
+  __device__ __forceinline__ void refill(int number, int first, const UnitTurn& last) const {
+    const int next = number - 1 + plan.units;
+    if (number == 0 || next >= place.steps() * Shape::kHalves) return;
+    filler.barriers.empty[last.at].wait(last.parity);
+    filler.copy_unit(next, first, last.at);
+  }
+  __device__ __forceinline__ void refill_x(int step) const {
+    if (step + 1 >= place.steps()) return;
+    filler.barriers.x_empty.wait(x_parity);
+    filler.copy_x(step + 1);
+  }
+
+  // The next unit, of which a column beyond the last one has nothing. Others are asked for after
+  // its first tile: by then no warp is behind.
   template <int half>
-  __device__ __forceinline__ void take_unit(bool some, const XColumn<kEights>& x) {
-    shared.barriers.units.full[unit.at].wait(unit.parity);
-    if (some) multiply<half>(units + unit.at * Shape::kUnitBytes, x);
+  __device__ __forceinline__ void take_unit(bool some, int step, int first,
+                                            const XColumn<kEights>& x, UnitTurn* last) {
+    filler.barriers.full[turn.at].wait(turn.parity);
+    const uint32_t from = units + turn.at * Shape::kUnitBytes;
+    if (some) multiply<half, 0, 1>(from, x);
+    if (fills()) {
+      refill(step * Shape::kHalves + half, first, *last);
+      if (half == 0) refill_x(step);
+    }
     __syncwarp();
-    if (lane == 0) shared.barriers.units.empty[unit.at].arrive();
-    unit.advance(kQuads, plan.units);
+    if (some) multiply<half, 1, Shape::kHalf>(from, x);
+    __syncwarp();
+    if (lane == 0) filler.barriers.empty[turn.at].arrive();
+    *last = turn;
+    turn.advance(plan.units);
+  }
+
+  // Before a pass, whose tiles begin with `first`: all places are empty.
+  __device__ __forceinline__ void begin(int first) const {
+    if (!fills()) return;
+    filler.copy_x(0);
+    const int count = min(plan.units, place.steps() * Shape::kHalves);
+    int at = turn.at;
+    for (int i = 0; i < count; i++) {
+      filler.copy_unit(i, first, at);
+      at = at + 1 == plan.units ? 0 : at + 1;
+    }
   }
 
   // A pass.
-  __device__ __forceinline__ void run() {
+  __device__ __forceinline__ void run(int first) {
 #pragma unroll
     for (int i = 0; i < Shape::kTall; i++) sums[i] = {};
     const int steps = place.steps();
+    UnitTurn last;
     for (int step = 0, column = warp; step < steps; step++, column += kColumnWarps) {
       const bool some = column < place.columns;
       if (some) make_factors(column);
       const XColumn<kEights> x = take_x();
-      take_unit<0>(some, x);
-      if constexpr (Shape::kHalves > 1) take_unit<1>(some, x);
-      leave_x();
+      take_unit<0>(some, step, first, x, &last);
+      if constexpr (Shape::kHalves > 1) take_unit<1>(some, step, first, x, &last);
+      x_parity ^= 1;
     }
   }
 };
 
-// Barriers of threads that multiply; and of all, once first scale words have been asked for.
-__device__ __forceinline__ void sync_multiplying() {
-  asm volatile("bar.sync 1, %0;" ::"n"(kMultiplying) : "memory");
-}
-__device__ __forceinline__ void say_asked() {
-  asm volatile("bar.arrive 2, %0;" ::"n"(kSixteenThreads) : "memory");
-}
-__device__ __forceinline__ void wait_until_asked() {
-  asm volatile("bar.sync 2, %0;" ::"n"(kSixteenThreads) : "memory");
-}
-
-// All passes of a block, by the warps that multiply.
+// All passes of a block. Scale words are asked for first: behind a ring of codes they would come
+// microseconds later.
 template <class Shape>
 __device__ __forceinline__ void multiply_passes(const SixteenPlan& plan, const SixteenPlace& place,
-                                                const SixteenRoom<Shape>& room,
-                                                SixteenShared& shared, uint8_t* memory) {
-  SixteenWorker<Shape> worker(plan, place, shared, room, shared_address(memory));
+                                                const SixteenMaps& maps, SixteenShared& shared,
+                                                uint8_t* memory) {
+  const SixteenRoom<Shape> room(place.columns, plan.units);
+  SixteenWorker<Shape> worker(plan, place, maps, shared, room, memory);
   auto* const words = reinterpret_cast<uint16_t*>(memory + room.words);
   for (int first = place.first; first < place.last; first += Shape::kTall) {
     const int tall = min(Shape::kTall, place.last - first);
     const SixteenSums<Shape> sums{plan, place, reinterpret_cast<float*>(memory), first, tall};
-    WordLoader<Shape>{plan, place, words, first, tall, worker.warp, worker.lane}.run(say_asked);
-    sync_multiplying();
-    worker.run();
-    sync_multiplying();
+    WordLoader<Shape>{plan, place, words, first, tall, worker.warp, worker.lane}.run(
+        [&] { worker.begin(first); });
+    __syncthreads();
+    worker.run(first);
+    __syncthreads();
     sums.leave(worker.warp, worker.lane, worker.row, worker.sums);
-    sync_multiplying();
+    __syncthreads();
     sums.finish();
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // copies come here next
-    __syncthreads();
-  }
-}
-
-// The same, by the other warps. Two boxes are asked for first: behind more, scale words would come
-// microseconds later.
-template <class Shape>
-__device__ __forceinline__ void fill_passes(const SixteenPlan& plan, const SixteenPlace& place,
-                                            const SixteenRoom<Shape>& room,
-                                            const SixteenMaps& maps, SixteenShared& shared,
-                                            uint8_t* memory) {
-  constexpr int kEarly = 2;
-  const bool fills = threadIdx.x == kMultiplying;
-  RingFiller<Shape> filler{
-      plan, place, maps, shared.barriers, memory + room.units, memory + room.boxes};
-  for (int first = place.first; first < place.last; first += Shape::kTall) {
-    if (fills) filler.begin(first, kEarly);
-    __syncwarp();
-    wait_until_asked();
-    if (fills) filler.go_on(first, kEarly);
-    __syncwarp();
-    if (place.blocks > 1) {
-      sync_cluster();
-      sync_cluster();
-    }
     __syncthreads();
   }
 }
@@ -216,23 +223,17 @@ __global__ void __launch_bounds__(kSixteenThreads, 1)
     bend.back *= power_of_two(plan.task.layout.exponent);
     shared.bends[thread] = bend;
   }
-  if (thread == kMultiplying) {
+  if (thread == kSixteenThreads - 1) {
     prefetch_map(maps.x);
     prefetch_map(maps.index[0]);
     if constexpr (Shape::kDeviation > 0) prefetch_map(maps.high[0]);
-    shared.barriers.start(plan);
+    for (int i = 0; i < kQuads; i++) shared.quads[i].start(plan.units);
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
   __syncthreads();
   wait_for_earlier_kernels();
   admit_next_kernel();
-  const SixteenRoom<Shape> places(place.columns, plan.units, plan.boxes);
-  if (thread < kMultiplying) {
-    take_registers<kMultiplyingRegisters>();
-    multiply_passes<Shape>(plan, place, places, shared, memory);
-  } else {
-    give_registers<kFillingRegisters>();
-    fill_passes<Shape>(plan, place, places, maps, shared, memory);
-  }
+  multiply_passes<Shape>(plan, place, maps, shared, memory);
 #endif
 }
 

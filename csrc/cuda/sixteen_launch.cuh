@@ -7,13 +7,13 @@
 
 namespace phiquant::cuda {
 
-// Clusters of one or two blocks, tiles of a pass, units and boxes of the rings, and how long that
-// may take, in tiles of a warp.
+// Clusters of one or two blocks, tiles of a pass, columns of a block at most, units of a quad's ring,
+// and how long that may take, in tiles of a warp.
 struct SixteenCut {
-  int clusters, blocks, tall, columns, units, boxes;
+  int clusters, blocks, tall, columns, units;
   double cost;
 
-  bool fits() const { return units >= kQuads; }
+  bool fits() const { return units >= 2; }
 };
 
 SixteenCut cut_into(const SixteenPlan& plan, int blocks);

@@ -10,7 +10,6 @@ template <class Shape>
 void launch_shape(SixteenPlan plan, const SixteenCut& cut, cudaStream_t stream) {
   const ProductTask& task = plan.task;
   plan.units = cut.units;
-  plan.boxes = cut.boxes;
   plan.aligned_words = plan.groups % (8 * cut.blocks) == 0 &&
                        (reinterpret_cast<uintptr_t>(task.planes.scale) & 15) == 0;
   SixteenMaps maps{};
@@ -22,7 +21,7 @@ void launch_shape(SixteenPlan plan, const SixteenCut& cut, cudaStream_t stream) 
       maps.high[half] = map_boxes(deviation_of(task), rows, Shape::kHighRow);
     }
   }
-  const int bytes = SixteenRoom<Shape>(cut.columns, cut.units, cut.boxes).bytes + 1024;
+  const int bytes = SixteenRoom<Shape>(cut.columns, cut.units).bytes + 1024;
   const auto kernel = sixteen_rows<Shape>;
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   launch_overlapping_clusters(kernel, static_cast<unsigned>(cut.clusters * cut.blocks),

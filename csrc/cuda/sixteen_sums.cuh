@@ -81,18 +81,18 @@ struct SixteenSums {
     }
   }
 
-  // By all threads that multiply, once all have left their sums; two barriers of the cluster.
+  // By all threads, once all have left their sums.
   __device__ __forceinline__ void finish() const {
     const int thread = static_cast<int>(threadIdx.x), count = kRows * kSixteen * tall;
     if (place.blocks == 1) {
-      for (int i = thread; i < count; i += kMultiplying) store(i, of_warps(i));
+      for (int i = thread; i < count; i += kSixteenThreads) store(i, of_warps(i));
       return;
     }
     float* const mine = memory + kColumnWarps * kWarp;
-    for (int i = thread; i < count; i += kMultiplying) mine[i] = of_warps(i);
+    for (int i = thread; i < count; i += kSixteenThreads) mine[i] = of_warps(i);
     sync_cluster();
     const int begin = place.rank * (count / 2), end = begin + count / 2;
-    for (int i = begin + thread; i < end; i += kMultiplying) {
+    for (int i = begin + thread; i < end; i += kSixteenThreads) {
       store(i, float_of_block(mine + i, 0) + float_of_block(mine + i, 1));
     }
     sync_cluster();

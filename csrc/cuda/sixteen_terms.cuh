@@ -10,42 +10,42 @@
 
 namespace phiquant::cuda {
 
-// A column of x in shared memory, in rows of 128 bytes as copies swizzle them: 16 columns of a lane's
-// row of each eight. Each lane rewrites what it alone reads: fp16, in the order of the pairs that
-// weights are decoded to. `back`: what sums of rows 2 t and 2 t + 1 of eight e are multiplied with.
+// `of[e]`: the 16 columns of a lane's row of eight e, fp16, in the order of the pairs that weights
+// are decoded to. `back`: what sums of rows 2 t and 2 t + 1 of eight e are to be multiplied with.
 template <int eights>
 struct XColumn {
-  uint32_t from;  // where the lane's first eight columns are; the others are 16 bytes before or after
+  Octet of[eights][2];
   float back[eights][2];
 
+  // `from`: where the lane's first eight columns are; the others are 16 bytes before or after.
+  __device__ __forceinline__ explicit XColumn(uint32_t from) {
+#pragma unroll
+    for (int e = 0; e < eights; e++) {
+      of[e][0] = paired(quad_at<0>(from + e * 1024));
+      of[e][1] = paired(quad_at<0>((from ^ 16) + e * 1024));
+    }
+  }
+
+  // In rows of 128 bytes, as copies swizzle them.
   __device__ __forceinline__ static uint32_t place_of(int lane) {
     const int row = lane >> 2, part = lane & 3;
     return static_cast<uint32_t>(row * 128 + ((2 * part) ^ row) * 16);
   }
 
-  template <int e, int half>
-  __device__ __forceinline__ uint4 take() const {
-    return quad_at<e * 1024>(half == 0 ? from : from ^ 16);
-  }
-
-  template <int e = 0>
+  // bf16 to fp16, multiplied by a power of two for every row (fragments.cuh); fp16 stays.
   __device__ __forceinline__ void prepare(int lane, bool brain) {
-    if constexpr (e < eights) {
-      Octet low = paired(take<e, 0>()), high = paired(take<e, 1>());
+#pragma unroll
+    for (int e = 0; e < eights; e++) {
       back[e][0] = back[e][1] = 1;
-      if (brain) {
-        uint32_t largest = max(largest_of(low), largest_of(high));
-        largest = max(largest, __shfl_xor_sync(~0u, largest, 1));
-        largest = max(largest, __shfl_xor_sync(~0u, largest, 2));
-        const Shift shift = shift_of(largest);
-        to_halves(shift.there, &low);
-        to_halves(shift.there, &high);
-        back[e][0] = __shfl_sync(~0u, shift.back, (lane & 3) * 8);
-        back[e][1] = __shfl_sync(~0u, shift.back, (lane & 3) * 8 + 4);
-      }
-      put_quad<e * 1024>(from, low.pairs);
-      put_quad<e * 1024>(from ^ 16, high.pairs);
-      prepare<e + 1>(lane, brain);
+      if (!brain) continue;
+      uint32_t largest = max(largest_of(of[e][0]), largest_of(of[e][1]));
+      largest = max(largest, __shfl_xor_sync(~0u, largest, 1));
+      largest = max(largest, __shfl_xor_sync(~0u, largest, 2));
+      const Shift shift = shift_of(largest);
+      to_halves(shift.there, &of[e][0]);
+      to_halves(shift.there, &of[e][1]);
+      back[e][0] = __shfl_sync(~0u, shift.back, (lane & 3) * 8);
+      back[e][1] = __shfl_sync(~0u, shift.back, (lane & 3) * 8 + 4);
     }
   }
 };
@@ -71,15 +71,17 @@ __device__ __forceinline__ void multiply_add(float (&sums)[4], const uint32_t (&
 }
 
 // Half of rows r and r + 8 of a tile and column: eight columns of each.
-template <int half, int eights, int e = 0>
+template <int half, int eights>
 __device__ __forceinline__ void multiply_half(const uint32_t (&upper)[4], const uint32_t (&lower)[4],
                                               const XColumn<eights>& x,
                                               EightSums<eights>* products) {
-  if constexpr (e < eights) {
-    const uint4 columns = x.template take<e, half>();
-    multiply_add(products->of[e], upper, lower, 0, columns.x, columns.y);
-    multiply_add(products->of[e], upper, lower, 2, columns.z, columns.w);
-    multiply_half<half, eights, e + 1>(upper, lower, x, products);
+#pragma unroll
+  for (int pair = 0; pair < 4; pair += 2) {
+#pragma unroll
+    for (int e = 0; e < eights; e++) {
+      const uint32_t(&columns)[4] = x.of[e][half].pairs;
+      multiply_add(products->of[e], upper, lower, pair, columns[pair], columns[pair + 1]);
+    }
   }
 }
 
