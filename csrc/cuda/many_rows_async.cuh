@@ -140,6 +140,15 @@ __device__ __forceinline__ void store_transposed(uint32_t to, uint32_t a, uint32
                : "memory");
 }
 
+template <int registers>
+__device__ __forceinline__ void give_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(registers));
+}
+template <int registers>
+__device__ __forceinline__ void take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(registers));
+}
+
 #endif
 
 }  // namespace phiquant::cuda

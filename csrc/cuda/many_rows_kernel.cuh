@@ -11,7 +11,6 @@
 
 #include "many_rows_consumer.cuh"
 #include "many_rows_decoder.cuh"
-#include "registers.cuh"
 
 namespace phiquant::cuda {
 

@@ -1,7 +1,6 @@
 // Which products the kernel of up to 16 rows of x takes, and how they are cut.
 #include "sixteen.h"
 
-#include <cstdlib>
 #include "sixteen_launch.cuh"
 
 namespace phiquant::cuda {
@@ -13,8 +12,6 @@ constexpr int kMostExponent = 64;  // of scales: what sums are multiplied with s
 // The same for any number of rows of x, so that a row's sums are.
 SixteenCut best_cut(const SixteenPlan& plan) {
   const SixteenCut one = cut_into(plan, 1);
-  static const int blocks = getenv("PQ_BLOCKS") ? atoi(getenv("PQ_BLOCKS")) : 0;
-  if (blocks) return cut_into(plan, blocks);
   if (plan.groups <= kQuad) return one;
   const SixteenCut two = cut_into(plan, 2);
   if (!two.fits()) return one;
@@ -39,8 +36,7 @@ bool multiplies_sixteen(const ProductTask& task) {
                       layout.exponent <= kMostExponent && layout.exponent >= -kMostExponent &&
                       task.remainder.payload == nullptr;
   if (!format || task.dtype == Dtype::kFloat32) return false;
-  static const int fewest = getenv("PQ_FEWEST") ? atoi(getenv("PQ_FEWEST")) : kFewestRows;
-  if (task.m < fewest || task.m > kSixteen) return false;
+  if (task.m < kFewestRows || task.m > kSixteen) return false;
   return attribute(cudaDevAttrComputeCapabilityMajor) >= 9 && layout.columns < (int64_t{1} << 24) &&
          task.out_features < (int64_t{1} << 28) && can_map(x_of(task)) &&
          can_map(index_of(task)) &&
