@@ -44,11 +44,10 @@ CUtensorMap encode(const Matrix& matrix, const Extents<dimensions>& extents) {
       matrix.element == 1 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_UINT16;
   const int bytes = static_cast<int>(extents.box[0]) * matrix.element;
   CUtensorMap map;
-  const CUresult result =
-      encoder()(&map, type, dimensions, const_cast<void*>(matrix.data), extents.size,
-                extents.stride, extents.box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                swizzle_of(bytes), CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult result = encoder()(
+      &map, type, dimensions, const_cast<void*>(matrix.data), extents.size, extents.stride,
+      extents.box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle_of(bytes),
+      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS) {
     throw std::runtime_error("phiquant: cuTensorMapEncodeTiled: CUresult " +
                              std::to_string(static_cast<int>(result)));

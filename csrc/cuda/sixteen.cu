@@ -38,8 +38,7 @@ bool multiplies_sixteen(const ProductTask& task) {
   if (!format || task.dtype == Dtype::kFloat32) return false;
   if (task.m < kFewestRows || task.m > kSixteen) return false;
   return attribute(cudaDevAttrComputeCapabilityMajor) >= 9 && layout.columns < (int64_t{1} << 24) &&
-         task.out_features < (int64_t{1} << 28) && can_map(x_of(task)) &&
-         can_map(index_of(task)) &&
+         task.out_features < (int64_t{1} << 28) && can_map(x_of(task)) && can_map(index_of(task)) &&
          (layout.deviation_bits == 0 || can_map(deviation_of(task))) &&
          best_cut(plan_of(task)).fits();
 }

@@ -13,11 +13,11 @@
 
 namespace phiquant::cuda {
 
-inline constexpr int kSixteen = 16;                              // rows of a tile, and of x at most
-inline constexpr int kColumnWarps = 16;                          // of a block
+inline constexpr int kSixteen = 16;      // rows of a tile, and of x at most
+inline constexpr int kColumnWarps = 16;  // of a block
 inline constexpr int kSixteenThreads = kColumnWarps * 32;
-inline constexpr int kColumn = 64;                               // columns of a group
-inline constexpr int kQuad = 4;                                  // warps that share a box
+inline constexpr int kColumn = 64;  // columns of a group
+inline constexpr int kQuad = 4;     // warps that share a box
 inline constexpr int kQuads = kColumnWarps / kQuad;
 inline constexpr int kMostTall = 8;   // tiles of a pass
 inline constexpr int kMostUnits = 8;  // of a quad's ring
@@ -39,7 +39,9 @@ struct SixteenShape {
   static constexpr int kDeviation = deviation, kEights = eights, kTall = tall;
   static constexpr int kHalves = tall > 4 ? 2 : 1;
   static constexpr int kHalf = (tall + kHalves - 1) / kHalves;  // tiles of a unit, at most
-  static constexpr __host__ __device__ int tiles_of(int half) { return half == 0 ? kHalf : tall - kHalf; }
+  static constexpr __host__ __device__ int tiles_of(int half) {
+    return half == 0 ? kHalf : tall - kHalf;
+  }
 
   // A unit: indices, then deviations; 128 bytes a row, or 64 of 2 deviation bits.
   static constexpr int kHighRow = 16 * deviation * 2;
@@ -61,8 +63,8 @@ struct SixteenShape {
 };
 
 // Shared memory: the quads' rings of units, a box of x for each quad, what scales each warp's
-// column, and scale words, [column][row]. Once all have multiplied: the warps' sums instead, and the
-// block's.
+// column, and scale words, [column][row]. Once all have multiplied: the warps' sums instead, and
+// the block's.
 template <class Shape>
 struct SixteenRoom {
   int words, factors, units, boxes, bytes;  // where they begin, where all ends

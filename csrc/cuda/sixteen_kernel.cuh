@@ -1,6 +1,6 @@
-// Products of up to 16 rows of x, on Hopper and later. Each warp multiplies all tiles of its columns;
-// four warps share a ring of codes in shared memory, and a box of x, which one of their threads has
-// copied; sums are added up at the end.
+// Products of up to 16 rows of x, on Hopper and later. Each warp multiplies all tiles of its
+// columns; four warps share a ring of codes in shared memory, and a box of x, which one of their
+// threads has copied; sums are added up at the end.
 //
 // Until the kernel ahead has ended nothing is read but first codes, to the L2 cache, which is never
 // stale.

@@ -7,8 +7,8 @@
 
 namespace phiquant::cuda {
 
-// Clusters of one or two blocks, tiles of a pass, columns of a block at most, units of a quad's ring,
-// and how long that may take, in tiles of a warp.
+// Clusters of one or two blocks, tiles of a pass, columns of a block at most, units of a quad's
+// ring, and how long that may take, in tiles of a warp.
 struct SixteenCut {
   int clusters, blocks, tall, columns, units;
   double cost;

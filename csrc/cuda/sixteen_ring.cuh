@@ -26,8 +26,8 @@ struct QuadBarriers {
   }
 };
 
-// A unit's place in its ring, and the parity of its barriers' phase; passes go on where the last one
-// ended.
+// A unit's place in its ring, and the parity of its barriers' phase; passes go on where the last
+// one ended.
 struct UnitTurn {
   int at = 0;
   uint32_t parity = 0;

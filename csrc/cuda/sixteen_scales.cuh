@@ -20,7 +20,7 @@ struct WordLoader {
 
   const SixteenPlan& plan;
   const SixteenPlace& place;
-  uint16_t* to;  // [column][row]
+  uint16_t* to;     // [column][row]
   int first, tall;  // tiles of this pass
   int warp, lane;
 

@@ -72,14 +72,14 @@ __device__ __forceinline__ void multiply_add(float (&sums)[4], const uint32_t (&
 
 // Half of rows r and r + 8 of a tile and column: eight columns of each.
 template <int half, int eights>
-__device__ __forceinline__ void multiply_half(const uint32_t (&upper)[4], const uint32_t (&lower)[4],
-                                              const XColumn<eights>& x,
+__device__ __forceinline__ void multiply_half(const uint32_t (&upper)[4],
+                                              const uint32_t (&lower)[4], const XColumn<eights>& x,
                                               EightSums<eights>* products) {
 #pragma unroll
   for (int pair = 0; pair < 4; pair += 2) {
 #pragma unroll
     for (int e = 0; e < eights; e++) {
-      const uint32_t(&columns)[4] = x.of[e][half].pairs;
+      const uint32_t (&columns)[4] = x.of[e][half].pairs;
       multiply_add(products->of[e], upper, lower, pair, columns[pair], columns[pair + 1]);
     }
   }
