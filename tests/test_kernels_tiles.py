@@ -109,6 +109,21 @@ def test_int8_activations_are_off_by_their_steps(group_size: int, dtype: torch.d
             assert (off <= limit + 1e-30).all(), (columns, rows, m)
 
 
+@pytest.mark.parametrize("special", [1.0, torch.finfo(torch.float32).max, torch.inf, torch.nan])
+@pytest.mark.parametrize("m", [1, 3])
+def test_int8_of_fp32_rows_is_that_of_their_bf16(m: int, special: float) -> None:
+    """They are rounded as torch rounds: ties, denormals, and what overflows bf16."""
+    if not has_int8():
+        pytest.skip("this instruction set has no dot products of integers")
+    layout = Layout(1000, 4, 0)
+    planes = typical_planes(layout, 50)
+    x = torch.randn(m, 1000) * torch.logspace(-44, 0, 1000)
+    x[0, -3:] = torch.tensor([1 + 2.0**-8, 1 + 3 * 2.0**-8, special])
+    args = (*planes, None, 1000, *settings(layout))
+    expected = phi.linear_int8(x.bfloat16(), *args).float()
+    torch.testing.assert_close(phi.linear_int8(x, *args), expected, rtol=0, atol=0, equal_nan=True)
+
+
 def largest_level(planes: Planes, layout: Layout) -> Tensor:
     """What every weight's group can hold at most, fp64 [rows, columns]."""
     words = planes.scale.int()

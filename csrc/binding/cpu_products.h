@@ -118,7 +118,8 @@ inline Tensor code_linear(const CodeKernels& way, const LinearArguments& given, 
   return multiply_codes(way, given, x, out.mutable_data_ptr(), int8) ? out : fused_linear(given);
 }
 
-// To nearest even; NaN stays NaN.
+// As torch rounds: to nearest even, NaN stays NaN, and what is too large becomes an infinity, where
+// narrowed_bits saturates; and without branches, so that compilers make vectors of it.
 inline void round_to_bfloat16s(const float* from, int64_t count, uint16_t* to) {
   for (int64_t i = 0; i < count; i++) {
     uint32_t bits;
