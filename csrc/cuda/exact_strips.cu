@@ -12,9 +12,10 @@ namespace {
 
 constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / 32;
-constexpr int kStagedBytes = 32 * kLaneWeights * 2;  // a warp's
-constexpr int kRows = 2;                             // of a strip
+constexpr int kRows = 2;  // of a strip
 using Table = EdgeTable<8>;
+using StripWalk = Walk<Table, kRows, 1>;
+constexpr int kStagedBytes = 32 * StripWalk::kLaneWeights * 2;  // a warp's
 
 // A block of 512 columns of a lane's row.
 struct DecodePlace {
@@ -34,23 +35,29 @@ struct Decoder {
     return {static_cast<int>(stored_row(task, row < task.count ? row : task.count - 1)), block,
             row};
   }
+  static __device__ __forceinline__ int row_of(const DecodePlace& place) { return place.row; }
   __device__ __forceinline__ void advance(DecodePlace* place) const {
     if (++place->block < shape.blocks) return;
     *place = place_of(place->to + kRows, 0);
   }
 
   struct Nothing {};
-  __device__ __forceinline__ Nothing before(int) const { return {}; }
+  template <bool whole>
+  __device__ __forceinline__ Nothing before(int) const {
+    return {};
+  }
 
   // Octet number n of the warp's 64 lies at n, but every other 8 lie in pairs the other way round:
   // so neither writing two side by side nor reading them in turn meets a bank twice.
   static __device__ __forceinline__ int slot(int octet) { return (octet ^ (octet >> 3 & 1)) * 16; }
 
+  template <bool whole>
   __device__ __forceinline__ void strip(const DecodePlace& place, int column, int left,
-                                        const uint32_t (&pairs)[2][4], Nothing) const {
+                                        const uint32_t (&of_lane)[1][2][4], Nothing) const {
+    const uint32_t (&pairs)[2][4] = of_lane[0];
     auto* const to = static_cast<uint16_t*>(task.out) + place.to * shape.columns + column;
-    constexpr int kLanes = 32 / kRows;
-    if (aligned && shape.columns - column >= kLanes * kLaneWeights) {
+    constexpr int kLanes = StripWalk::kLanes;
+    if (whole && aligned) {
 #pragma unroll
       for (int half = 0; half < 2; half++) {
         const uint32_t (&of)[4] = pairs[half];
@@ -68,10 +75,10 @@ struct Decoder {
     }
     if (place.to >= task.count) return;
 #pragma unroll
-    for (int i = 0; i < kLaneWeights; i++) {
+    for (int i = 0; i < kSixteen; i++) {
       const uint32_t pair = pairs[i / kOctet][i % kOctet / 2];
       if (i < left)
-        to[lane % kLanes * kLaneWeights + i] = static_cast<uint16_t>(i & 1 ? pair >> 16 : pair);
+        to[lane % kLanes * kSixteen + i] = static_cast<uint16_t>(i & 1 ? pair >> 16 : pair);
     }
   }
 
@@ -90,7 +97,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int share = blocks / workers, more = blocks % workers;
   const int begin = worker * share + min(worker, more);
   Decoder decoder{task, shape, table + Table::kBytes + warp * kStagedBytes, lane, aligned};
-  const Walk<Table, kRows> walk{shape, task.planes, task.remainder, table, lane};
+  const StripWalk walk{shape, task.planes, task.remainder, table, lane};
   const int64_t row = int64_t{begin / shape.blocks} * kRows + lane / walk.kLanes;
   walk.run(decoder.place_of(row, begin % shape.blocks), share + (worker < more ? 1 : 0), decoder);
 }
@@ -121,7 +128,7 @@ bool decodes_strips(const DecodeTask& task) {
 }
 
 void decode_strips(const DecodeTask& task, cudaStream_t stream) {
-  const StripShape shape(task.layout, task.stored_rows);
+  const StripShape shape(task.layout, task.stored_rows, StripWalk::kLaneOctets);
   const int64_t blocks = (task.count + kRows - 1) / kRows * shape.blocks;
   const bool aligned =
       (reinterpret_cast<uintptr_t>(task.out) & 15) == 0 && task.layout.columns % kOctet == 0;

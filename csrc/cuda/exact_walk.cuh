@@ -2,7 +2,7 @@
 // on its way while it decodes.
 #pragma once
 
-#include "exact_strip.cuh"
+#include "exact_window.cuh"
 #include "overlap.cuh"
 
 namespace phiquant::cuda {
@@ -11,21 +11,24 @@ namespace phiquant::cuda {
 struct StripShape {
   int columns, octets, blocks;  // of a row
   int shift;                    // octets of a group, as a power of two
-  int last_octet;               // the weight's last pair of octets
+  int last_octet;               // of the weight, that a lane may begin at
   uint32_t bias;                // (112 + exponent) << 23
 
-  StripShape(const Layout& layout, int64_t rows)
+  StripShape(const Layout& layout, int64_t rows, int octets_of_lane)
       : columns(static_cast<int>(layout.columns)),
         octets(static_cast<int>(groups_of(layout) * layout.group_size / kOctet)),
         blocks(static_cast<int>(blocks_of(layout))),
         shift(layout.group_size == 64 ? 3 : 4),
-        last_octet(static_cast<int>(rows * octets - 2)),
+        last_octet(static_cast<int>(rows * octets - octets_of_lane)),
         bias(static_cast<uint32_t>(112 + layout.exponent) << 23) {}
 };
 
-template <class Table, int rows>
+// `rows` of a strip, `sixteens` of weights a lane.
+template <class Table, int rows, int sixteens>
 struct Walk {
   static constexpr int kLanes = 32 / rows;  // of a row
+  static constexpr int kLaneWeights = sixteens * kSixteen;
+  static constexpr int kLaneOctets = kLaneWeights / kOctet;
   static constexpr int kColumns = kLanes * kLaneWeights;
 
   const StripShape& shape;
@@ -36,12 +39,12 @@ struct Walk {
 
   // This lane's first octet of a row's block. Blocks of a row follow each other, so do strips.
   __device__ __forceinline__ int octet_of(int row, int block) const {
-    return row * shape.octets + block * (kBlock / kOctet) + lane % kLanes * 2;
+    return row * shape.octets + block * (kBlock / kOctet) + lane % kLanes * kLaneOctets;
   }
   // Octets beyond the weight, of its last row's last strip, are not used, nor are those of the next
   // row which other short strips read.
-  __device__ __forceinline__ StripCodes load(int octet) const {
-    return load_strip(planes, min(octet, shape.last_octet), shape.shift);
+  __device__ __forceinline__ StripCodes<sixteens> load(int octet) const {
+    return load_strip<sixteens>(planes, min(octet, shape.last_octet), shape.shift);
   }
   __device__ __forceinline__ Begin begin_of(int row, int block) const {
     return load_begin(remainder, static_cast<uint32_t>(row * shape.blocks + block));
@@ -54,38 +57,52 @@ struct Walk {
     if (from < remainder.payload + remainder.size) fetch_to_l2(from);
   }
 
+  // This lane's weights of the strip at `column`; `whole`: the row does not end within it.
+  template <bool whole, class Place, class Worker>
+  __device__ __forceinline__ void take(const Place& place, int column,
+                                       const StripCodes<sixteens>& codes, Stream* stream,
+                                       Worker& of) const {
+    const int left = shape.columns - column - lane % kLanes * kLaneWeights;
+    Sixteen found[sixteens];
+    const int bits =
+        find_strip<Table, whole, sixteens>(table, codes, shape.bias, lane, left, found);
+    const int at = take_bits<kLanes>(bits, stream);
+    auto asked = of.template before<whole>(column);
+    uint32_t pairs[sixteens][2][4];
+    add_remainders<sixteens>(found, stream->words, at, at + bits <= stream->limit, pairs);
+    of.template strip<whole>(place, column, left, pairs, asked);
+  }
+
   // `count` blocks from `place` on, of whose `row` this lane has the `block`; of.advance(&place)
   // turns to the next one. of.strip(place, column, left, pairs, of.before(column)) takes a lane's
-  // weights of every strip, `left` columns from its first one on, and what it asked for before they
-  // were decoded; of.ended(next, more) follows a block's last strip.
+  // weights of every strip, `left` columns from its first one on, and what it asked for before
+  // their remainders came; of.ended(next, more) follows a block's last strip. All weights are NaN
+  // where a scale word is none or remainders are outside of the payload, and in all strips of the
+  // block that follow.
   template <class Place, class Worker>
   __device__ __forceinline__ void run(Place next, int count, Worker& of) const {
     if (count <= 0) return;
-    Begin begin = begin_of(next.row, next.block);
-    int octet = octet_of(next.row, next.block);
-    StripCodes ahead = load(octet);
+    Begin begin = begin_of(of.row_of(next), next.block);
+    int octet = octet_of(of.row_of(next), next.block);
+    StripCodes<sixteens> ahead = load(octet);
     for (; count > 0; count--) {
       const Place place = next;
       Stream stream = open_stream(remainder, begin);
       fetch(stream);
       if (count > 1) of.advance(&next);
-      begin = begin_of(next.row, next.block);
-      const int next_octet = octet_of(next.row, next.block);
+      begin = begin_of(of.row_of(next), next.block);
+      const int next_octet = octet_of(of.row_of(next), next.block);
       const int first = place.block * kBlock, last = min(first + kBlock, shape.columns);
 #pragma unroll 1
       for (int column = first; column < last; column += kColumns) {
-        const StripCodes codes = ahead;
+        const StripCodes<sixteens> codes = ahead;
         octet = column + kColumns < last ? octet + kColumns / kOctet : next_octet;
         ahead = load(octet);
-        const auto asked = of.before(column);
-        const int left = shape.columns - column - lane % kLanes * kLaneWeights;
-        uint32_t pairs[2][4];
         if (shape.columns - column >= kColumns) {
-          decode_strip<Table, kLanes, true>(table, codes, shape.bias, lane, left, &stream, pairs);
+          take<true>(place, column, codes, &stream, of);
         } else {
-          decode_strip<Table, kLanes, false>(table, codes, shape.bias, lane, left, &stream, pairs);
+          take<false>(place, column, codes, &stream, of);
         }
-        of.strip(place, column, left, pairs, asked);
       }
       of.ended(place, next, count == 1);
     }

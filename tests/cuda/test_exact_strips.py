@@ -165,6 +165,29 @@ def test_products(m: int) -> None:
         assert bool((off <= 2.0**-20 * size).all())
 
 
+@pytest.mark.parametrize("columns", [512, 1100])
+def test_a_row_has_the_same_bits_in_every_company(columns: int) -> None:
+    of = weight(300, columns, dtype=BRAIN)
+    layout = layout_of(columns)
+    planes = on_gpu(compiled_exact(of, layout))
+    x = torch.randn(16, columns, dtype=BRAIN, device="cuda")
+    whole = linear(x, planes, None, layout)
+    for m in (1, 3, 4, 5, 8, 9):
+        assert same(linear(x[:m], planes, None, layout), whole[:m])
+
+
+def test_products_with_codes_that_are_aligned_to_eight_bytes() -> None:
+    of = weight(ROWS, 512, dtype=BRAIN)
+    layout = layout_of(512)
+    planes = on_gpu(compiled_exact(of, layout))
+    index, deviation = (surrounded(plane, 8)[0] for plane in planes[:2])
+    odd = planes._replace(index=index, deviation=deviation)
+    x = torch.randn(4, 512, dtype=BRAIN, device="cuda")
+    assert same(decoded(odd, layout), of)
+    actual, expected = (linear(x, both, None, layout).float() for both in (odd, planes))
+    torch.testing.assert_close(actual, expected, rtol=2.0**-7, atol=1e-6)
+
+
 def test_products_are_those_of_few_rows() -> None:
     """What the table does not cover is multiplied without it: nearly the same sums."""
     of = weight(ROWS, 576, dtype=BRAIN)
