@@ -17,7 +17,7 @@ struct Filler {
   __device__ __forceinline__ int ahead() const { return min(Shape::kStages, last - first); }
 
   __device__ __forceinline__ void copy_weights(int unit, int stage, Barrier& full) const {
-    uint8_t* const to = ring + stage * Shape::kStageBytes;
+    const uint32_t to = shared_address(ring) + stage * Shape::kStageBytes;
     const int tile = unit / plan.stages, along = unit - tile * plan.stages;
     full.expect(Shape::kStageBytes);
     copy_box(index, along * (kUnitGroups * 32), tile * kUnitRows, to, full);

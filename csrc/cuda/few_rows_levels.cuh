@@ -1,6 +1,6 @@
-// Codes of eight weights of one row to their levels, in packed halves: a * p + b * p^3 with a and b
-// chosen so that both are exact in fp16. A level has then three roundings, of p^2, of a + b p^2 and
-// of the product: 2^-10 of it at most, 2^-11.5 on average (counted over all codes and bends).
+// Codes of eight weights of one row to their levels, in packed halves: a p + b p^3 is
+// b (p^2 + q) p, and b is left to what scales sums. A level has three roundings, of q, of p^2 + q
+// and of the product: 2^-9.8 of it at most, 2^-11.1 on average (counted over all codes and bends).
 #pragma once
 
 #include "basis.cuh"
@@ -8,47 +8,27 @@
 
 namespace phiquant::cuda {
 
-// f(p) = back * (p * a + p^3 * b), a and b two halves, a the low one.
+// f(p) = back * (p^2 + q) * p, q twice.
 struct FittedBend {
-  uint32_t halves;
+  uint32_t q;
   float back;
 };
 
-// The bits of a positive double's nearest half, and how far that is off, as a part of it.
-struct Rounded {
-  uint32_t bits;
-  double value;
-
-  constexpr explicit Rounded(double of) : bits{}, value{} {
-    double mantissa = of, unit = 1;
-    int exponent = 25;  // of 1024 * unit
-    for (; mantissa < 1024; exponent--) mantissa *= 2, unit /= 2;
-    for (; mantissa >= 2048; exponent++) mantissa /= 2, unit *= 2;
-    bits = static_cast<uint32_t>(exponent - 1) * 1024 + static_cast<uint32_t>(mantissa + 0.5);
-    value = static_cast<double>(static_cast<uint32_t>(mantissa + 0.5)) * unit;
-  }
-};
-
-// All halves between 1 and 2 are tried for a: b is hit within 2^-20.
-constexpr FittedBend fitted_bend(double line, double cubic) {
-  FittedBend best{};
-  double nearest = 1;
-  for (int i = 0; i < 1024; i++) {
-    const double a = 1 + i / 1024.0, factor = a / line;
-    const Rounded b(cubic * factor);
-    const double off = b.value / (cubic * factor) - 1, distance = off < 0 ? -off : off;
-    if (distance >= nearest) continue;
-    nearest = distance;
-    best = {b.bits << 16 | Rounded(a).bits, static_cast<float>(1 / factor)};
-  }
-  return best;
+// The bits of a positive double's nearest half.
+constexpr uint32_t half_bits(double of) {
+  uint32_t exponent = 25;  // of 1024 and more
+  for (; of < 1024; exponent--) of *= 2;
+  for (; of >= 2048; exponent++) of /= 2;
+  return (exponent - 1) * 1024 + static_cast<uint32_t>(of + 0.5);
 }
 
 struct FittedBends {
   FittedBend of[kBendCount];
 
   constexpr FittedBends() : of{} {
-    for (int i = 0; i < kBendCount; i++) of[i] = fitted_bend(kLines[i] / 8.0, kBends[i] / 512.0);
+    for (int i = 0; i < kBendCount; i++) {
+      of[i] = {half_bits(64.0 * kLines[i] / kBends[i]) * 0x10001, kBends[i] / 512};
+    }
   }
 };
 inline constexpr FittedBends kFitted{};
@@ -63,19 +43,18 @@ __device__ __forceinline__ FittedBend fitted_bend_of(int bend) {
   return found;
 }
 
-// Instructions: 21 with an index alone, 28 with 4 deviation bits; a quarter of them and less at
-// half the rate.
+// Instructions: 17 with an index alone, 24 with 4 deviation bits; a third of them and less at half
+// the rate.
 template <int deviation>
-__device__ __forceinline__ void make_levels(uint32_t index, uint32_t high, uint32_t bend,
+__device__ __forceinline__ void make_levels(uint32_t index, uint32_t high, uint32_t q,
                                             uint32_t (&levels)[4]) {
-  const __half2 a = __low2half2(halves(bend)), b = __high2half2(halves(bend));
   __half2 p[4];
   if constexpr (deviation == 0) index_positions(index, p);
   if constexpr (deviation == 2) quarter_positions(index, high, p);
   if constexpr (deviation == 4) fine_positions(index, high, p);
 #pragma unroll
   for (int i = 0; i < 4; i++) {
-    levels[i] = bits_of(__hmul2(__hfma2(b, __hmul2(p[i], p[i]), a), p[i]));
+    levels[i] = bits_of(__hmul2(__hfma2(p[i], p[i], halves(q)), p[i]));
   }
 }
 

@@ -9,8 +9,8 @@ namespace phiquant::cuda {
 
 // One row and group, as a lane needs it.
 struct Coefficients {
-  uint32_t bend;  // a and b of its levels
-  float scale;    // NaN if the scale word is none
+  uint32_t q;   // of its levels
+  float scale;  // NaN if the scale word is none
 };
 
 template <int stages, int warps, int tall>

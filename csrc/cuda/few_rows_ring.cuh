@@ -41,11 +41,12 @@ struct Barrier {
   }
 };
 
-__device__ __forceinline__ void copy_box(const CUtensorMap& map, int x, int y, void* to,
+// `to`: in shared memory.
+__device__ __forceinline__ void copy_box(const CUtensorMap& map, int x, int y, uint32_t to,
                                          const Barrier& full) {
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, "
-      "%3}], [%4];" ::"r"(shared_address(to)),
+      "%3}], [%4];" ::"r"(to),
       "l"(&map), "r"(x), "r"(y), "r"(full.address())
       : "memory");
 }
@@ -71,18 +72,25 @@ __device__ __forceinline__ void wait_for_copies() {
   asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
+template <int at = 0>
 __device__ __forceinline__ uint2 pair_at(uint32_t address) {
   uint2 words;
-  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];"
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2 + %3];"
                : "=r"(words.x), "=r"(words.y)
-               : "r"(address)
+               : "r"(address), "n"(at)
                : "memory");
   return words;
 }
+template <int at = 0>
 __device__ __forceinline__ uint32_t word_at(uint32_t address) {
   uint32_t word;
-  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(address));
+  asm volatile("ld.shared.u32 %0, [%1 + %2];" : "=r"(word) : "r"(address), "n"(at));
   return word;
+}
+__device__ __forceinline__ uint32_t half_at(uint32_t address) {
+  uint16_t half;
+  asm volatile("ld.shared.u16 %0, [%1];" : "=h"(half) : "r"(address) : "memory");
+  return half;
 }
 __device__ __forceinline__ void put_pair(uint32_t address, uint2 words) {
   asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(address), "r"(words.x), "r"(words.y)
@@ -95,6 +103,13 @@ __device__ __forceinline__ uint4 quad_at(uint32_t address) {
                : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
                : "r"(address), "n"(at));
   return words;
+}
+
+template <int at>
+__device__ __forceinline__ void put_quad(uint32_t address, const uint32_t (&words)[4]) {
+  asm volatile("st.shared.v4.u32 [%0 + %1], {%2, %3, %4, %5};" ::"r"(address), "n"(at),
+               "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
+               : "memory");
 }
 
 }  // namespace phiquant::cuda

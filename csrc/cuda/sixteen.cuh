@@ -1,69 +1,88 @@
-// How a product of 5 to 16 rows of x with indices alone is cut. A tile is 16 rows of the weight, a
-// column 64 columns of it: one group. A block, or a cluster of two that take half of the columns
-// each, has as many tiles as any other, one below the other, and all columns: so no two blocks but
-// those of a cluster have sums to add up. A unit is some columns of all tiles of a pass; each warp
-// takes one tile of it, and one of the parts that its columns are shared out in.
+// How a product of up to 16 rows of x is cut. A tile is 16 rows of the weight, a column 64 columns
+// of it: one group. A block, or a cluster of two that take half of the columns each, has as many
+// tiles as any other, one below the other, and all columns: so no two blocks but those of a cluster
+// have sums to add up. Each warp takes all tiles of a pass, in every 16th column: what it makes of
+// x serves all of them.
+//
+// A step is 16 columns, one a warp; a box four of them, those of a quad of warps, which is what
+// copies bring; and a unit is the codes of a few of a pass's tiles in a box, so that work begins
+// early and rooms are free early.
 #pragma once
 
 #include "kernels.h"
 
 namespace phiquant::cuda {
 
-inline constexpr int kSixteen = 16;                              // rows of a tile, and of x at most
-inline constexpr int kColumnWarps = 16;                          // of a block, that multiply
-inline constexpr int kSixteenThreads = (kColumnWarps + 1) * 32;  // one more warp fills the ring
-inline constexpr int kColumn = 64;                               // columns of a group
-inline constexpr int kBoxColumns = 4;  // that are copied at once: 128 bytes a row
-inline constexpr int kMostTall = 8;    // tiles of a pass
-inline constexpr int kMostUnits = 8;   // of a ring
-inline constexpr int kScaleBytes = 8;  // of a row and column
+inline constexpr int kSixteen = 16;      // rows of a tile, and of x at most
+inline constexpr int kColumnWarps = 16;  // of a block
+inline constexpr int kSixteenThreads = kColumnWarps * 32;
+inline constexpr int kColumn = 64;  // columns of a group
+inline constexpr int kQuad = 4;     // warps that share a box
+inline constexpr int kQuads = kColumnWarps / kQuad;
+inline constexpr int kMostTall = 8;   // tiles of a pass
+inline constexpr int kMostUnits = 8;  // of a quad's ring
+
+// Tiles of a unit: a pass's in equal parts, of which the last may have fewer. Measured.
+constexpr int unit_tiles(int deviation, int tall) {
+  const int most = deviation == 0 || tall > 4 ? 3 : 4, parts = (tall + most - 1) / most;
+  return (tall + parts - 1) / parts;
+}
 
 // What is known to the host.
 struct SixteenPlan {
   ProductTask task;
   int groups;          // of a row
   int tiles;           // of the weight
-  int tall;            // tiles of a pass, at most
-  int units;           // of a ring
+  int share, more;     // tiles of a cluster, but of the first `more`, which have one more
+  int columns;         // of a cluster's first block
+  int units;           // of a quad's ring
   bool aligned_words;  // 8 scale words can be read at once
+  bool whole_groups;   // x has no short last group
 };
 
-// How the columns of a unit are shared out, so that as many warps as possible have some.
-template <int parts>
-struct UnitShape {
-  static constexpr int kParts = parts, kEach = kParts == kColumnWarps ? 1 : 2;
-  static constexpr int kColumns = kParts * kEach;
-  static_assert(kColumns % kBoxColumns == 0);
-};
-inline constexpr int parts_of(int tall) { return tall > 4 ? 2 : tall > 2 ? 4 : tall > 1 ? 8 : 16; }
-inline constexpr int columns_of_unit(int tall) { return tall > 1 ? 2 * parts_of(tall) : 16; }
+// `tall`: tiles of a pass, at most.
+template <int deviation, int eights, int tall>
+struct SixteenShape {
+  static_assert(tall <= kMostTall && (deviation == 0 || deviation == 2 || deviation == 4));
+  static constexpr int kDeviation = deviation, kEights = eights, kTall = tall;
+  static constexpr int kPart = unit_tiles(deviation, tall);  // tiles of a unit, at most
+  static constexpr int kParts = (tall + kPart - 1) / kPart;  // units of a step
+  static constexpr int kLast = tall - (kParts - 1) * kPart;  // tiles of its last unit
 
-// A unit in shared memory: boxes of all tiles' rows, then x, column after column, `eights` of 8
-// rows.
-template <int eights>
-struct SixteenUnit {
-  static constexpr int kXBytes = eights * 8 * kColumn * 2;  // of a column
-  static __host__ __device__ int index_bytes(int tall, int columns) {
-    return columns / kBoxColumns * tall * kSixteen * 128;
-  }
-  static __host__ __device__ int bytes(int tall, int columns) {
-    return index_bytes(tall, columns) + columns * kXBytes;
-  }
+  // A unit: indices, then deviations; 128 bytes a row, or 64 of 2 deviation bits.
+  static constexpr int kHighRow = 16 * deviation * 2;
+  static constexpr int kIndexBytes = kPart * kSixteen * 128;
+  static constexpr int kUnitBytes = kIndexBytes + kPart * kSixteen * kHighRow;
+  // A box of x: column after column, `eights` of 8 rows of 128 bytes.
+  static constexpr int kXBytes = eights * 8 * kColumn * 2;
+  static constexpr int kBoxBytes = kQuad * kXBytes;
+
+  // What scales the weights of a warp's column: bend and scale of each row.
+  static constexpr int kRows = tall * kSixteen;
+  static constexpr int kFactorBytes = kRows * 8;
+
+  // Sums of a warp: floats from one row of the weight to the next, so that no two meet in a bank.
+  static constexpr int kSumRow = 8 * eights + 4;
+  static constexpr int kTileSums = kSixteen * kSumRow;
+  static constexpr int kSumBytes =
+      (kColumnWarps * tall * kTileSums + 8 * eights * kSixteen * tall) * 4;
 };
 
-// Shared memory: what scales weights, [tile][column][row], then the ring; and, once all have
-// multiplied, their sums instead, and the block's.
-template <int eights>
+// Shared memory: the quads' rings of units, a box of x for each quad, what scales each warp's
+// column, and scale words, [column][row]. Once all have multiplied: the warps' sums instead, and
+// the block's.
+template <class Shape>
 struct SixteenRoom {
-  static constexpr int kRow = 20;  // floats from one row of x to the next: no two meet in a bank
-  static constexpr int kTileSums = 8 * eights * kRow;
+  int words, factors, units, boxes, bytes;  // where they begin, where all ends
 
-  // In whole kilobytes, as copies want them.
-  static __host__ __device__ int scales(int tall, int columns) {
-    return (tall * columns * kSixteen * kScaleBytes + 1023) / 1024 * 1024;
-  }
-  static __host__ __device__ int sums(int tall) {
-    return (kColumnWarps * kTileSums + 8 * eights * kSixteen * tall) * 4;
+  // Copies want whole kilobytes.
+  __host__ __device__ SixteenRoom(int columns, int unit_count) {
+    units = 0;
+    boxes = units + kQuads * unit_count * Shape::kUnitBytes;
+    factors = boxes + kQuads * Shape::kBoxBytes;
+    words = factors + kColumnWarps * Shape::kFactorBytes;
+    bytes = words + columns * Shape::kRows * 2;
+    if (bytes < Shape::kSumBytes) bytes = Shape::kSumBytes;
   }
 };
 
@@ -81,18 +100,15 @@ struct SixteenPlace {
 #endif
     rank = static_cast<int>(its_rank);
     blocks = static_cast<int>(its_blocks);
-    const int cluster = static_cast<int>(blockIdx.x) / blocks;
-    const int clusters = static_cast<int>(gridDim.x) / blocks;
-    first = static_cast<int>(int64_t{plan.tiles} * cluster / clusters);
-    last = static_cast<int>(int64_t{plan.tiles} * (cluster + 1) / clusters);
-    // Halves begin with a box.
-    const int boxes = (plan.groups + kBoxColumns - 1) / kBoxColumns;
-    begin = boxes * rank / blocks * kBoxColumns;
-    columns = min(plan.groups, boxes * (rank + 1) / blocks * kBoxColumns) - begin;
+    const int cluster = static_cast<int>(blockIdx.x) >> (blocks - 1);  // of one or two
+    first = cluster * plan.share + min(cluster, plan.more);
+    last = first + plan.share + (cluster < plan.more ? 1 : 0);
+    begin = rank * plan.columns;
+    columns = min(plan.columns, plan.groups - begin);
   }
 
-  __device__ __forceinline__ int units(int of_unit) const {
-    return (columns + of_unit - 1) / of_unit;
+  __device__ __forceinline__ int steps() const {
+    return (columns + kColumnWarps - 1) / kColumnWarps;
   }
 };
 

@@ -1,6 +1,6 @@
-// Products of 5 to 16 rows of x with indices alone, on Hopper and later. One thread has codes and
-// x copied to a ring in shared memory, x as it is; what scales weights is made once, before; the
-// other warps multiply, each a tile and its part of the columns, and sums are added up at the end.
+// Products of up to 16 rows of x, on Hopper and later. Each warp multiplies all tiles of its
+// columns; four warps share a ring of codes in shared memory, and a box of x, which one of their
+// threads has copied; sums are added up at the end.
 //
 // Until the kernel ahead has ended nothing is read but first codes, to the L2 cache, which is never
 // stale.
@@ -14,94 +14,192 @@
 namespace phiquant::cuda {
 
 struct SixteenShared {
-  UnitBarriers barriers;
-  ColumnBend bends[kBendCount];
+  QuadBarriers quads[kQuads];
+  FittedBend bends[kBendCount];
 };
 
-template <class T, int eights, class Shape>
+template <class Shape>
 struct SixteenWorker {
-  using Unit = SixteenUnit<eights>;
-
+  static constexpr int kEights = Shape::kEights, kDeviation = Shape::kDeviation;
   const SixteenPlan& plan;
   const SixteenPlace& place;
-  UnitBarriers& barriers;
-  uint32_t ring;  // in shared memory
-  int lane, first_column;
-  UnitReader<eights, Shape> reader;
-  uint32_t scales;  // of the lane's tile, row and first column
+  const QuadFiller<Shape> filler;
+  const FittedBend* bends;
+  int lane, warp, row;
+  uint32_t words, factors;      // in shared memory: of the block and the warp
+  uint32_t index, quarters, x;  // of the lane: from where a unit begins; of its column
   UnitTurn turn;
-  EightSums<eights> sums;
+  uint32_t x_parity = 0;
+  EightSums<kEights> sums[Shape::kTall];
 
+  // Lanes of half a warp have rows that meet each bank once.
   __device__ __forceinline__ SixteenWorker(const SixteenPlan& plan, const SixteenPlace& place,
-                                           UnitBarriers& barriers, uint32_t memory, uint32_t ring,
-                                           int warp, int lane)
+                                           const SixteenMaps& maps, SixteenShared& shared,
+                                           const SixteenRoom<Shape>& room, uint32_t memory)
       : plan(plan),
         place(place),
-        barriers(barriers),
-        ring(ring),
-        lane(lane),
-        first_column(warp % Shape::kParts * Shape::kEach),
-        reader(plan, warp / Shape::kParts, warp % Shape::kParts, lane),
-        scales(memory +
-               ((warp / Shape::kParts * place.columns + first_column) * kSixteen + reader.row) *
-                   kScaleBytes) {}
-
-  template <int i>
-  __device__ __forceinline__ void multiply(uint32_t unit, uint32_t its_scales) {
-    const ColumnCodes codes = reader.template codes<i>(unit, its_scales);
-    multiply_column<T>(codes, reader.template x_column<i>(unit), &sums);
+        filler{plan,
+               place,
+               maps,
+               shared.quads[threadIdx.x / (32 * kQuad)],
+               memory + room.units + threadIdx.x / (32 * kQuad) * plan.units * Shape::kUnitBytes,
+               memory + room.boxes + threadIdx.x / (32 * kQuad) * Shape::kBoxBytes,
+               static_cast<int>(threadIdx.x) / (32 * kQuad)},
+        bends(shared.bends),
+        lane(static_cast<int>(threadIdx.x) & 31),
+        warp(static_cast<int>(threadIdx.x) / 32),
+        row((lane >> 2 & 3) * 2 + (lane >> 4)),
+        words(memory + room.words),
+        factors(memory + room.factors + warp * Shape::kFactorBytes) {
+    const int t = lane & 3, in_box = warp % kQuad;
+    index = static_cast<uint32_t>(row * 128 + ((in_box * 2 + t / 2) ^ row) * 16 + t % 2 * 8);
+    quarters = static_cast<uint32_t>(row * 64 + (in_box ^ row >> 1) * 16 + t * 4);
+    x = filler.box + in_box * Shape::kXBytes + XColumn<kEights>::place_of(lane);
   }
 
-  // A pass; the block's last columns may be fewer.
-  __device__ __forceinline__ void run() {
-    const uint32_t bytes = Unit::bytes(plan.tall, Shape::kColumns);
-    uint32_t its_scales = scales, unit = ring + turn.at * bytes;
-    int left = place.columns - first_column;
-    sums = {};
-    for (int units = place.units(Shape::kColumns); units > 0; units--) {
-      barriers.full[turn.at].wait(turn.parity);
-      if (left > 0) multiply<0>(unit, its_scales);
-      if (Shape::kEach > 1 && left > 1) multiply<Shape::kEach - 1>(unit, its_scales);
-      __syncwarp();
-      if (lane == 0) barriers.empty[turn.at].arrive();
-      turn.advance(plan.units);
-      unit = turn.at == 0 ? ring : unit + bytes;
-      its_scales += Shape::kColumns * kSixteen * kScaleBytes;
-      left -= Shape::kColumns;
+  // Of each quad a warp of another scheduler.
+  __device__ __forceinline__ bool fills() const {
+    return lane == 0 && warp % kQuad == warp / kQuad;
+  }
+
+  // What scales the rows of a column, for all lanes.
+  __device__ __forceinline__ void make_factors(int column) const {
+    const uint32_t bends = shared_address(this->bends);
+#pragma unroll
+    for (int i = 0; i < Shape::kRows; i += 32) {
+      if (i + 32 > Shape::kRows && i + lane >= Shape::kRows) break;
+      const uint32_t word = half_at(words + (column * Shape::kRows + i + lane) * 2);
+      put_pair(factors + (i + lane) * 8, factors_of(word, bends));
+    }
+    __syncwarp();
+  }
+
+  __device__ __forceinline__ XColumn<kEights> take_x() const {
+    filler.barriers.x_full.wait(x_parity);
+    XColumn<kEights> column(x);
+    column.prepare(lane, plan.task.dtype == Dtype::kBFloat16);
+    __syncwarp();  // all have been used: copies come here next
+    if (lane == 0) filler.barriers.x_empty.arrive();
+    return column;
+  }
+
+  // Row `row`, or the eighth after it, of tile i of a unit, which is the pass's `tile`.
+  template <int i, int tile, int below>
+  __device__ __forceinline__ ColumnCodes codes(uint32_t from) const {
+    constexpr int kRow = i * kSixteen + below * 8;
+    ColumnCodes found{};
+    found.index = pair_at<kRow * 128>(from + index);
+    if constexpr (kDeviation == 4) {
+      found.high = pair_at<Shape::kIndexBytes + kRow * 128>(from + index);
+    }
+    if constexpr (kDeviation == 2) {
+      found.high.x = word_at<Shape::kIndexBytes + kRow * 64>(from + quarters);
+      found.high.y = found.high.x >> 16;
+    }
+    found.factors = pair_at<(tile * kSixteen + below * 8) * 8>(factors + row * 8);
+    return found;
+  }
+
+  // Tiles [i, end) of a unit, as far as the pass has them.
+  template <int part, int i, int end>
+  __device__ __forceinline__ void multiply(uint32_t from, const XColumn<kEights>& x) {
+    constexpr int tile = part * Shape::kPart + i;
+    if constexpr (i < end && tile < Shape::kTall) {
+      multiply_column<kDeviation>(codes<i, tile, 0>(from), codes<i, tile, 1>(from), x, &sums[tile]);
+      multiply<part, i + 1, end>(from, x);
+    }
+  }
+
+  // What is to follow the unit before this one in its place, and x of the next step, once all warps
+  // of the quad have left those.
+  __device__ __forceinline__ void refill(int number, int first) const {
+    const int next = number - 1 + plan.units;
+    if (number == 0 || next >= place.steps() * Shape::kParts) return;
+    const UnitTurn last = turn.before(plan.units);
+    filler.barriers.empty[last.at].wait(last.parity);
+    filler.copy_unit(next, first, last.at);
+  }
+  __device__ __forceinline__ void refill_x(int step) const {
+    if (step + 1 >= place.steps()) return;
+    filler.barriers.x_empty.wait(x_parity);
+    filler.copy_x(step + 1);
+  }
+
+  // A step's units from `part` on, of which a column beyond the last one has nothing. Others are
+  // asked for after a unit's first tile: by then no warp is behind.
+  template <int part>
+  __device__ __forceinline__ void take_units(bool some, int step, int first,
+                                             const XColumn<kEights>& x) {
+    filler.barriers.full[turn.at].wait(turn.parity);
+    const uint32_t from = filler.units + turn.at * Shape::kUnitBytes;
+    if (some) multiply<part, 0, 1>(from, x);
+    if (fills()) {
+      refill(step * Shape::kParts + part, first);
+      if (part == 0) refill_x(step);
+    }
+    __syncwarp();
+    if (some) multiply<part, 1, Shape::kPart>(from, x);
+    __syncwarp();
+    if (lane == 0) filler.barriers.empty[turn.at].arrive();
+    turn.advance(plan.units);
+    if constexpr (part + 1 < Shape::kParts) take_units<part + 1>(some, step, first, x);
+  }
+
+  // Units [begin, end) of a pass, whose tiles begin with `first`, as far as there are places, which
+  // all are empty.
+  __device__ __forceinline__ void fill(int begin, int end, int first) const {
+    end = min(end, min(plan.units, place.steps() * Shape::kParts));
+    for (int i = begin; i < end; i++) {
+      const int at = turn.at + i;
+      filler.copy_unit(i, first, at < plan.units ? at : at - plan.units);
+    }
+  }
+
+  // Before a pass, whose scale words were asked for. Most units are asked for once those have come,
+  // which would wait for all that was asked for before.
+  __device__ __forceinline__ void begin(int first) const {
+    if (!fills()) return;
+    filler.copy_x(0);
+    fill(0, 1, first);
+  }
+
+  // A pass.
+  __device__ __forceinline__ void run(int first) {
+#pragma unroll
+    for (int i = 0; i < Shape::kTall; i++) sums[i] = {};
+    if (fills()) fill(1, kMostUnits, first);
+    const int steps = place.steps();
+    for (int step = 0, column = warp; step < steps; step++, column += kColumnWarps) {
+      const bool some = column < place.columns;
+      if (some) make_factors(column);
+      const XColumn<kEights> x = take_x();
+      take_units<0>(some, step, first, x);
+      x_parity ^= 1;
     }
   }
 };
 
-// All passes of a block: warps that have a tile, those that have none, and the one that copies. It
-// asks for two units first: behind more, scale words would come microseconds later.
-template <class T, int eights, class Shape>
+// All passes of a block. Scale words are asked for first: behind a ring of codes they would come
+// microseconds later.
+template <class Shape>
 __device__ __forceinline__ void multiply_passes(const SixteenPlan& plan, const SixteenPlace& place,
                                                 const SixteenMaps& maps, SixteenShared& shared,
                                                 uint8_t* memory) {
-  constexpr int kEarly = 2;
-  const int lane = static_cast<int>(threadIdx.x) & 31, warp = static_cast<int>(threadIdx.x) / 32;
-  const int units = place.units(Shape::kColumns), early = min(kEarly, units);
-  const bool has_tile = warp < plan.tall * Shape::kParts;
-  uint8_t* const ring = memory + SixteenRoom<eights>::scales(plan.tall, place.columns);
-  const uint32_t address = shared_address(memory);
-  UnitFiller<eights, Shape> filler{plan, place, maps, shared.barriers, ring, {}};
-  SixteenWorker<T, eights, Shape> worker(plan, place, shared.barriers, address,
-                                         shared_address(ring), warp, lane);
-  for (int first = place.first; first < place.last; first += plan.tall) {
-    const int tall = min(plan.tall, place.last - first);
-    if (warp == kColumnWarps) {
-      if (lane == 0) filler.run(first, 0, early);
-      __syncthreads();
-      if (lane == 0) filler.run(first, early, units);
-    } else {
-      ScaleMaker{plan, place, shared.bends, address, first, tall, warp, lane}.run();
-      __syncthreads();
-      if (has_tile) worker.run();
-    }
+  const SixteenRoom<Shape> room(place.columns, plan.units);
+  SixteenWorker<Shape> worker(plan, place, maps, shared, room, shared_address(memory));
+  auto* const words = reinterpret_cast<uint16_t*>(memory + room.words);
+  for (int first = place.first; first < place.last; first += Shape::kTall) {
+    const int tall = min(Shape::kTall, place.last - first);
+    const SixteenSums<Shape> sums{plan, place, reinterpret_cast<float*>(memory), first, tall};
+    const WordLoader<Shape> loader{plan, place, words, first, tall, worker.warp, worker.lane};
+    typename WordLoader<Shape>::Items found;
+    loader.ask(worker.warp, found);
+    worker.begin(first);
+    loader.run(found);
     __syncthreads();
-    const SixteenSums<T, eights, Shape> sums{plan, place, reinterpret_cast<float*>(memory), first,
-                                             tall};
-    if (has_tile) sums.leave(warp, lane, worker.reader.row, worker.sums);
+    worker.run(first);
+    __syncthreads();
+    sums.leave(worker.warp, worker.lane, worker.row, worker.sums);
     __syncthreads();
     sums.finish();
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // copies come here next
@@ -109,17 +207,22 @@ __device__ __forceinline__ void multiply_passes(const SixteenPlan& plan, const S
   }
 }
 
-// A thread a row of the first pass: 128 bytes of codes in each of 16 columns.
+// Scale words of the first pass, and the first step's indices: four threads a row.
 __device__ __forceinline__ void fetch_first(const SixteenPlan& plan, const SixteenPlace& place) {
-  const int thread = static_cast<int>(threadIdx.x);
-  const int64_t row = int64_t{place.first} * kSixteen + thread / 4;
-  const int column = place.begin + thread % 4 * 4;
+  constexpr int kWordsOfLine = 64, kThreads = 4;
+  const int thread = static_cast<int>(threadIdx.x), part = thread % kThreads;
+  const int64_t row = int64_t{place.first} * kSixteen + thread / kThreads;
   if (row >= min(int64_t{place.last} * kSixteen, plan.task.out_features)) return;
-  if (column >= place.begin + place.columns) return;
-  fetch_to_l2(plan.task.planes.index + (row * plan.groups + column) * (kColumn / 2));
+  const int64_t group = row * plan.groups + place.begin;
+#pragma unroll 1
+  for (int i = part * kWordsOfLine; i < place.columns; i += kThreads * kWordsOfLine) {
+    fetch_to_l2(plan.task.planes.scale + group + i);
+  }
+  if (part * kQuad >= place.columns) return;
+  fetch_to_l2(plan.task.planes.index + (group + part * kQuad) * (kColumn / 2));
 }
 
-template <class T, int eights, int parts>
+template <class Shape>
 __global__ void __launch_bounds__(kSixteenThreads, 1)
     sixteen_rows(const __grid_constant__ SixteenPlan plan,
                  const __grid_constant__ SixteenMaps maps) {
@@ -131,17 +234,22 @@ __global__ void __launch_bounds__(kSixteenThreads, 1)
   const SixteenPlace place(plan);
   fetch_first(plan, place);
   if (thread < kBendCount) {
-    shared.bends[thread] = ColumnBend::of(thread, power_of_two(plan.task.layout.exponent));
+    FittedBend bend = fitted_bend_of(thread);
+    bend.back *= power_of_two(plan.task.layout.exponent);
+    shared.bends[thread] = bend;
   }
-  if (thread == kColumnWarps * 32) {
+  if (thread == kSixteenThreads - 1) {
     prefetch_map(maps.x);
-    prefetch_map(maps.index);
-    shared.barriers.start(plan.units, plan.tall * parts);
+    prefetch_map(maps.index[0]);
+    if constexpr (Shape::kDeviation > 0) prefetch_map(maps.high[0]);
+  }
+  if (thread % 32 == 0) {
+    shared.quads[thread / (32 * kQuad)].start(thread / 32 % kQuad, plan.units);
   }
   __syncthreads();
   wait_for_earlier_kernels();
   admit_next_kernel();
-  multiply_passes<T, eights, UnitShape<parts>>(plan, place, maps, shared, memory);
+  multiply_passes<Shape>(plan, place, maps, shared, memory);
 #endif
 }
 

@@ -1,30 +1,34 @@
-// Units on their way to shared memory, by bulk copies of one thread; and where warps read them.
+// Codes and x on their way to shared memory, by bulk copies.
 #pragma once
 
 #include "few_rows_ring.cuh"
-#include "sixteen_terms.cuh"
+#include "sixteen.cuh"
 
 namespace phiquant::cuda {
 
+// Of planes: for any unit but a step's last one, and for that.
 struct SixteenMaps {
-  CUtensorMap x, index;
+  CUtensorMap x, index[2], high[2];
 };
 
-struct UnitBarriers {
-  Barrier full[kMostUnits], empty[kMostUnits];
+// Of a quad. `empty`: its warps have read.
+struct QuadBarriers {
+  Barrier full[kMostUnits], empty[kMostUnits], x_full, x_empty;
 
-  // By one thread.
-  __device__ __forceinline__ void start(int units, int warps) {
-    for (int i = 0; i < units; i++) {
+  // By a thread of each warp of the quad: barriers begin one after the other.
+  __device__ __forceinline__ void start(int warp, int units) {
+    for (int i = warp; i < units; i += kQuad) {
       full[i].start(1);
-      empty[i].start(warps);
+      empty[i].start(kQuad);
     }
+    if (warp == 0) x_full.start(1);
+    if (warp == 1) x_empty.start(kQuad);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
 };
 
-// A unit of the ring, and the parity of its barriers' phases; passes go on where the last one
-// ended.
+// A unit's place in its ring, and the parity of its barriers' phase; passes go on where the last
+// one ended.
 struct UnitTurn {
   int at = 0;
   uint32_t parity = 0;
@@ -35,82 +39,56 @@ struct UnitTurn {
       parity ^= 1;
     }
   }
+  __device__ __forceinline__ UnitTurn before(int units) const {
+    return at == 0 ? UnitTurn{units - 1, parity ^ 1} : UnitTurn{at - 1, parity};
+  }
 };
 
-// The thread that fills the ring. What lies beyond a weight's rows and columns becomes zero.
-template <int eights, class Shape>
-struct UnitFiller {
-  using Unit = SixteenUnit<eights>;
-  static constexpr int kColumns = Shape::kColumns;
+__device__ __forceinline__ void copy_cube(const CUtensorMap& map, int x, int y, int z, uint32_t to,
+                                          const Barrier& full) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, "
+      "%3, %4}], [%5];" ::"r"(to),
+      "l"(&map), "r"(x), "r"(y), "r"(z), "r"(full.address())
+      : "memory");
+}
 
+// What one thread of a quad asks for. What lies beyond a weight's rows and columns becomes zero.
+template <class Shape>
+struct QuadFiller {
   const SixteenPlan& plan;
   const SixteenPlace& place;
   const SixteenMaps& maps;
-  UnitBarriers& barriers;
-  uint8_t* ring;
-  UnitTurn turn;
+  QuadBarriers& barriers;
+  uint32_t units, box;  // of the quad, in shared memory
+  int quad;
 
-  __device__ __forceinline__ void copy(int column, int first, uint8_t* to, Barrier& full) const {
-    full.expect(Unit::bytes(plan.tall, kColumns));
-    uint8_t* const x = to + Unit::index_bytes(plan.tall, kColumns);
-    for (int i = 0; i < kColumns; i += kBoxColumns) {
-      copy_box(maps.index, (column + i) * (kColumn / 2), first * kSixteen,
-               to + i / kBoxColumns * plan.tall * kSixteen * 128, full);
-    }
-    for (int i = 0; i < kColumns; i++) {
-      copy_box(maps.x, (column + i) * kColumn, 0, x + i * Unit::kXBytes, full);
-    }
+  __device__ __forceinline__ int column_of(int step) const {
+    return place.begin + step * kColumnWarps + quad * kQuad;
   }
 
-  // Units of a pass.
-  __device__ __forceinline__ void run(int first, int from, int to) {
-    for (int unit = from; unit < to; unit++) {
-      barriers.empty[turn.at].wait(turn.parity ^ 1);
-      copy(place.begin + unit * kColumns, first, ring + turn.at * Unit::bytes(plan.tall, kColumns),
-           barriers.full[turn.at]);
-      turn.advance(plan.units);
+  // x of a step.
+  __device__ __forceinline__ void copy_x(int step) const {
+    barriers.x_full.expect(Shape::kBoxBytes);
+    if (plan.whole_groups) return copy_cube(maps.x, 0, 0, column_of(step), box, barriers.x_full);
+    for (int i = 0; i < kQuad; i++) {
+      copy_cube(maps.x, (column_of(step) + i) * kColumn, 0, 0, box + i * Shape::kXBytes,
+                barriers.x_full);
     }
   }
-};
 
-// A number that the compiler is not to make anew wherever it is used.
-__device__ __forceinline__ uint32_t held(uint32_t number) {
-  asm volatile("" : "+r"(number));
-  return number;
-}
-
-// Where a lane of a warp finds its columns of a unit: codes of rows `row` and `row + 8` of its
-// tile, and x. Lanes of half a warp have rows that meet each bank once.
-template <int eights, class Shape>
-struct UnitReader {
-  using Unit = SixteenUnit<eights>;
-
-  int row;
-  uint32_t index, x;  // of the first column, from where the unit begins
-
-  __device__ __forceinline__ UnitReader(const SixteenPlan& plan, int tile, int part, int lane)
-      : row((lane >> 2 & 3) * 2 + (lane >> 4)) {
-    const int t = lane & 3, column = part * Shape::kEach;
-    const int box = column / kBoxColumns * plan.tall * kSixteen, in_box = column % kBoxColumns;
-    const int at_row = box + tile * kSixteen + row;
-    index =
-        held(static_cast<uint32_t>(at_row * 128 + ((in_box * 2 + t / 2) ^ row) * 16 + t % 2 * 8));
-    x = held(static_cast<uint32_t>(Unit::index_bytes(plan.tall, Shape::kColumns) +
-                                   column * Unit::kXBytes) +
-             XColumn<eights>::place_of(lane));
-  }
-
-  // Column i of the warp's; `scales`: of the lane's tile, row and first column.
-  template <int i>
-  __device__ __forceinline__ ColumnCodes codes(uint32_t unit, uint32_t scales) const {
-    constexpr int kScales = i * kSixteen * kScaleBytes;
-    const uint32_t from = unit + (index ^ i * (kColumn / 2));
-    return {{pair_at(from), pair_at(from + 8 * 128)},
-            {pair_at(scales + kScales), pair_at(scales + kScales + 8 * kScaleBytes)}};
-  }
-  template <int i>
-  __device__ __forceinline__ XColumn<eights> x_column(uint32_t unit) const {
-    return {unit + x + i * Unit::kXBytes, unit + (x ^ 16) + i * Unit::kXBytes};
+  // The pass's unit of this number, to a place that is empty. `first`: tile of the pass.
+  __device__ __forceinline__ void copy_unit(int number, int first, int at) const {
+    const int part = number % Shape::kParts, column = column_of(number / Shape::kParts);
+    const int row = (first + part * Shape::kPart) * kSixteen, last = part == Shape::kParts - 1;
+    const uint32_t to = units + at * Shape::kUnitBytes;
+    Barrier& full = barriers.full[at];
+    full.expect((last ? Shape::kLast : Shape::kPart) * kSixteen * (128 + Shape::kHighRow));
+    copy_box(maps.index[last], column * (kColumn / 2), row, to, full);
+    if constexpr (Shape::kDeviation > 0) {
+      copy_box(maps.high[last], column * (kColumn / 8 * Shape::kDeviation), row,
+               to + Shape::kIndexBytes, full);
+    }
   }
 };
 

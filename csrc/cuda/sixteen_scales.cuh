@@ -1,42 +1,27 @@
-// Scale words of a pass to what scales its weights, in shared memory, by all warps that multiply. A
-// lane has a row of a tile, and eight columns.
+// Scale words of a pass to shared memory, by all warps that multiply; and to what scales a column's
+// weights, by the warp that takes it.
 #pragma once
 
+#include "few_rows_levels.cuh"
 #include "few_rows_ring.cuh"
-#include "grid.cuh"
 #include "sixteen.cuh"
 
 namespace phiquant::cuda {
 
-// Of a bend: factors of p / 8 and of (p^3 - p) / 512, but for the scale.
-struct ColumnBend {
-  float linear, cubic;
-
-  __device__ __forceinline__ static ColumnBend of(int bend, float unit) {
-    const float cubic = kDeviceBends.of[bend] / 512;
-    return {(kDeviceLines.of[bend] / 8 + cubic) * 8 * unit, cubic * 512 * unit};
-  }
-
-  // NaN if the word is none: fields 0 and 31 have no other bits set once one is added to them.
-  __device__ __forceinline__ uint2 times(uint32_t word) const {
-    const float size = __half2float(__ushort_as_half(static_cast<uint16_t>(word & ~kBendMask)));
-    const float scale = ((word + 0x400) & 0x7800) == 0 ? quiet_nan() : size;
-    return {__float_as_uint(linear * scale), __float_as_uint(cubic * scale)};
-  }
-};
-
-struct ScaleMaker {
-  static constexpr int kEach = 8;   // columns of a lane
-  static constexpr int kFirst = 2;  // items of a warp that are asked for at once
+// A lane has a row of a tile, and eight columns.
+template <class Shape>
+struct WordLoader {
+  static constexpr int kEach = 8;    // columns of a lane
+  static constexpr int kAtOnce = 2;  // items of a warp that are asked for at once
 
   struct Words {
     uint32_t pairs[kEach / 2];
   };
+  using Items = Words[kAtOnce];
 
   const SixteenPlan& plan;
   const SixteenPlace& place;
-  const ColumnBend* bends;
-  uint32_t to;
+  uint16_t* to;     // [column][row]
   int first, tall;  // tiles of this pass
   int warp, lane;
 
@@ -71,28 +56,42 @@ struct ScaleMaker {
 
   __device__ __forceinline__ void store(int item, const Words& of) const {
     const int from = column(item);
-    const uint32_t at =
-        to + ((item / across() * place.columns + from) * kSixteen + lane % kSixteen) * kScaleBytes;
+    uint16_t* const row = to + item / across() * kSixteen + lane % kSixteen;
 #pragma unroll
     for (int i = 0; i < kEach; i++) {
       if (from + i >= place.columns) break;
       const uint32_t word = i % 2 == 0 ? of.pairs[i / 2] & 0xFFFF : of.pairs[i / 2] >> 16;
-      put_pair(at + i * kSixteen * kScaleBytes, bends[word & kBendMask].times(word));
+      row[(from + i) * Shape::kRows] = static_cast<uint16_t>(word);
     }
   }
 
-  __device__ __forceinline__ void run() const {
+  __device__ __forceinline__ void ask(int item, Items& words) const {
     const int items = across() * tall;
-    for (int item = warp; item < items; item += kFirst * kColumnWarps) {
-      Words words[kFirst];
 #pragma unroll
-      for (int i = 0; i < kFirst; i++)
-        if (item + i * kColumnWarps < items) words[i] = load(item + i * kColumnWarps);
+    for (int i = 0; i < kAtOnce; i++)
+      if (item + i * kColumnWarps < items) words[i] = load(item + i * kColumnWarps);
+  }
+
+  // The warp's, of which the first ones have been asked for.
+  __device__ __forceinline__ void run(Items& words) const {
+    const int items = across() * tall;
+    for (int item = warp; item < items;) {
 #pragma unroll
-      for (int i = 0; i < kFirst; i++)
+      for (int i = 0; i < kAtOnce; i++)
         if (item + i * kColumnWarps < items) store(item + i * kColumnWarps, words[i]);
+      item += kAtOnce * kColumnWarps;
+      ask(item, words);
     }
   }
 };
+
+// Bend and scale of a row of a column; the scale is NaN if the word is none: fields 0 and 31 have
+// no other bits set once one is added to them.
+__device__ __forceinline__ uint2 factors_of(uint32_t word, uint32_t bends) {
+  const uint2 bend = pair_at(bends + (word & kBendMask) * 8);
+  const float size = __half2float(__ushort_as_half(static_cast<uint16_t>(word & ~kBendMask)));
+  const bool bad = ((word + 0x400) & 0x7800) == 0;
+  return {bend.x, __float_as_uint(bad ? quiet_nan() : size * __uint_as_float(bend.y))};
+}
 
 }  // namespace phiquant::cuda

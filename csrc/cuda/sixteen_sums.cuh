@@ -17,74 +17,96 @@ __device__ __forceinline__ void sync_cluster() {
 #endif
 }
 
-// A float of the cluster's block `rank`, at this block's address.
-__device__ __forceinline__ float float_of_block(const float* at, int rank) {
-  float value = 0;
+// Four floats of the cluster's block `rank`, at this block's address.
+__device__ __forceinline__ float4 floats_of_block(const float4* at, int rank) {
+  float4 value{};
 #if __CUDA_ARCH__ >= 900
   asm volatile(
       "{\n"
       ".reg .b32 there;\n"
-      "mapa.shared::cluster.u32 there, %1, %2;\n"
-      "ld.shared::cluster.f32 %0, [there];\n"
+      "mapa.shared::cluster.u32 there, %4, %5;\n"
+      "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [there];\n"
       "}"
-      : "=f"(value)
+      : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
       : "r"(shared_address(at)), "r"(rank)
       : "memory");
 #endif
   return value;
 }
 
-template <class T, int eights, class Shape>
+__device__ __forceinline__ float4 sum_of(const float4& a, const float4& b) {
+  return {a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w};
+}
+
+// Of one pass; `memory`: of the block. Four sums of a row of the weight, for four rows of x, are
+// added up by a thread.
+template <class Shape>
 struct SixteenSums {
-  using Room = SixteenRoom<eights>;
-  static constexpr int kRows = 8 * eights;  // of x
+  static constexpr int kFours = 2 * Shape::kEights * Shape::kRows;
+  static constexpr int kWarp = Shape::kTall * Shape::kTileSums;
 
   const SixteenPlan& plan;
   const SixteenPlace& place;
-  float* memory;    // all of the block's
+  float* memory;
   int first, tall;  // tiles of this pass
 
-  // [row of x][row of the weight] of a warp; `row`: of the lane.
-  __device__ __forceinline__ void leave(int warp, int lane, int row,
-                                        const EightSums<eights>& sums) const {
-    float* const to = memory + warp * Room::kTileSums + row;
+  // [tile][row of the weight][row of x] of a warp; `row`: of the lane.
+  __device__ __forceinline__ void leave(
+      int warp, int lane, int row, const EightSums<Shape::kEights> (&sums)[Shape::kTall]) const {
+    float* const to = memory + warp * kWarp + row * Shape::kSumRow + (lane & 3) * 2;
 #pragma unroll
-    for (int i = 0; i < eights * 4; i++) {
-      const int m = i / 4 * 8 + (lane & 3) * 2 + i % 2;
-      to[m * Room::kRow + i % 4 / 2 * 8] = sums.of[i / 4][i % 4];
+    for (int tile = 0; tile < Shape::kTall; tile++) {
+#pragma unroll
+      for (int i = 0; i < Shape::kEights * 2; i++) {
+        const float* const of = sums[tile].of[i / 2] + i % 2 * 2;
+        float* const there = to + tile * Shape::kTileSums + i % 2 * 8 * Shape::kSumRow + i / 2 * 8;
+        *reinterpret_cast<float2*>(there) = {of[0], of[1]};
+      }
     }
   }
 
-  // Of the warps that have a tile.
-  __device__ __forceinline__ float of_warps(int i) const {
-    const int row = i % kSixteen, tile = i / kSixteen % tall, m = i / kSixteen / tall;
+  // Of all warps, of four number i: row of the pass i % kRows, rows of x from i / kRows * 4.
+  __device__ __forceinline__ float4 of_warps(int i) const {
+    const int row = i % Shape::kRows, four = i / Shape::kRows;
     const float* const from =
-        memory + tile * Shape::kParts * Room::kTileSums + m * Room::kRow + row;
-    float sum = 0;
+        memory + row / kSixteen * Shape::kTileSums + row % kSixteen * Shape::kSumRow + four * 4;
+    float4 sum{};
 #pragma unroll
-    for (int part = 0; part < Shape::kParts; part++) sum += from[part * Room::kTileSums];
+    for (int warp = 0; warp < kColumnWarps; warp++) {
+      sum = sum_of(sum, *reinterpret_cast<const float4*>(from + warp * kWarp));
+    }
     return sum;
   }
 
-  __device__ __forceinline__ void store(int i, float sum) const {
-    const int64_t row = int64_t{first} * kSixteen + i % (kSixteen * tall);
-    const int m = i / (kSixteen * tall);
-    if (m < plan.task.m && row < plan.task.out_features) store_sum<T>(plan.task, m, row, sum);
+  template <class T>
+  __device__ __forceinline__ void store(int i, const float4& four) const {
+    const int row_of_pass = i % Shape::kRows, m = i / Shape::kRows * 4;
+    const int64_t row = int64_t{first} * kSixteen + row_of_pass;
+    if (row_of_pass >= tall * kSixteen || row >= plan.task.out_features) return;
+    const float sums[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+      if (m + j < plan.task.m) store_sum<T>(plan.task, m + j, row, sums[j]);
+    }
+  }
+  __device__ __forceinline__ void store(int i, const float4& four) const {
+    if (plan.task.dtype == Dtype::kBFloat16) return store<__nv_bfloat16>(i, four);
+    store<__half>(i, four);
   }
 
   // By all threads, once all have left their sums.
   __device__ __forceinline__ void finish() const {
-    const int thread = static_cast<int>(threadIdx.x), count = kRows * kSixteen * tall;
+    const int thread = static_cast<int>(threadIdx.x);
     if (place.blocks == 1) {
-      for (int i = thread; i < count; i += kSixteenThreads) store(i, of_warps(i));
+      for (int i = thread; i < kFours; i += kSixteenThreads) store(i, of_warps(i));
       return;
     }
-    float* const mine = memory + kColumnWarps * Room::kTileSums;
-    for (int i = thread; i < count; i += kSixteenThreads) mine[i] = of_warps(i);
+    auto* const mine = reinterpret_cast<float4*>(memory + kColumnWarps * kWarp);
+    for (int i = thread; i < kFours; i += kSixteenThreads) mine[i] = of_warps(i);
     sync_cluster();
-    const int begin = place.rank * (count / 2), end = begin + count / 2;
+    const int begin = place.rank * (kFours / 2), end = begin + kFours / 2;
     for (int i = begin + thread; i < end; i += kSixteenThreads) {
-      store(i, float_of_block(mine + i, 0) + float_of_block(mine + i, 1));
+      store(i, sum_of(floats_of_block(mine + i, 0), floats_of_block(mine + i, 1)));
     }
     sync_cluster();
   }
