@@ -41,16 +41,19 @@ inline Tensor grouped_few(Tensor x, Tensor index, OptionalTensor deviation,
   const Target target(scale);
   const CheckedPlanes planes = check_planes(given, layout, stored_dtype);
   check_grouped(x, planes, ends, layout);
-  const Tensor rows = dense(x), stops = dense(torch::stable::to(ends, ScalarType::Long));
+  const bool wide = ends.scalar_type() == ScalarType::Long;
+  const Tensor rows = dense(x), stops = dense(ends);
   const int64_t tokens = shape_of(x)[0], out_features = planes.leading[1];
   Tensor out = new_tensor({tokens, out_features}, x.scalar_type(), target);
-  // Rows of no expert are zero.
-  cudaMemsetAsync(out.mutable_data_ptr(), 0,
-                  static_cast<size_t>(out.numel()) * static_cast<size_t>(out.element_size()),
-                  target.stream());
-  multiply_grouped({layout, pointers(planes), rows.const_data_ptr(),
-                    static_cast<const int64_t*>(stops.const_data_ptr()), out.mutable_data_ptr(),
-                    dtype_of("x", x.scalar_type()), tokens, planes.leading[0], out_features},
+  multiply_grouped({layout,
+                    pointers(planes),
+                    rows.const_data_ptr(),
+                    {stops.const_data_ptr(), wide},
+                    out.mutable_data_ptr(),
+                    dtype_of("x", x.scalar_type()),
+                    tokens,
+                    planes.leading[0],
+                    out_features},
                    target.stream());
   check_launch();
   return out;

@@ -13,6 +13,7 @@
 
 #include "grid.cuh"
 #include "octets.cuh"
+#include "sixteen.h"
 
 namespace phiquant::cuda {
 namespace {
@@ -120,9 +121,8 @@ template <class T>
 __global__ void __launch_bounds__(kThreads)
     multiply_experts(GroupedTask task, bool nibbles, bool aligned) {
   const int64_t expert = blockIdx.y;
-  const auto within = [&](int64_t end) { return max(min(end, task.tokens), int64_t{0}); };
-  const int64_t start = expert == 0 ? 0 : within(task.ends[expert - 1]);
-  const int64_t stop = within(task.ends[expert]);
+  const int64_t start = task.ends.at(expert - 1, task.tokens);
+  const int64_t stop = task.ends.at(expert, task.tokens);
   if (start >= stop) return;
   __shared__ GridTable grid;
   grid.fill(task.layout, 1.0f);
@@ -142,6 +142,8 @@ void launch(const GroupedTask& task, cudaStream_t stream) {
       task.layout.columns % kOctet == 0 && (reinterpret_cast<uintptr_t>(task.x) & 15) == 0;
   const dim3 blocks(static_cast<unsigned>((task.out_features + kWarps - 1) / kWarps),
                     static_cast<unsigned>(task.experts));
+  const auto bytes = static_cast<size_t>(task.tokens * task.out_features) * sizeof(T);
+  cudaMemsetAsync(task.out, 0, bytes, stream);
   multiply_experts<T><<<blocks, kThreads, 0, stream>>>(task, nibbles, aligned);
 }
 
@@ -149,6 +151,7 @@ void launch(const GroupedTask& task, cudaStream_t stream) {
 
 void multiply_grouped(const GroupedTask& task, cudaStream_t stream) {
   if (task.tokens == 0 || task.out_features == 0) return;
+  if (multiplies_sixteen(task)) return multiply_sixteen(task, stream);
   switch (task.dtype) {
     case Dtype::kFloat32:
       return launch<float>(task, stream);

@@ -22,41 +22,82 @@ SixteenCut best_cut(const SixteenPlan& plan) {
 SixteenPlan plan_of(const ProductTask& task) {
   SixteenPlan plan{};
   plan.task = task;
+  plan.experts = 1;
   plan.groups = static_cast<int>(groups_of(task.layout));
   plan.tiles = static_cast<int>((task.out_features + kSixteen - 1) / kSixteen);
   plan.whole_groups = task.layout.columns % kColumn == 0;
   return plan;
 }
 
+SixteenPlan plan_of(const GroupedTask& task) {
+  SixteenPlan plan = plan_of(ProductTask{task.layout,
+                                         task.planes,
+                                         {},
+                                         task.x,
+                                         nullptr,
+                                         task.out,
+                                         task.dtype,
+                                         task.tokens,
+                                         task.out_features});
+  plan.ends = task.ends;
+  plan.experts = static_cast<int>(task.experts);
+  return plan;
+}
+
+bool takes(const Layout& layout, Dtype dtype) {
+  return layout.index_bits == 4 && layout.deviation_bits <= 4 && layout.grid == GridName::kPhi &&
+         layout.group_size == kColumn && layout.exponent <= kMostExponent &&
+         layout.exponent >= -kMostExponent && dtype != Dtype::kFloat32;
+}
+
+// Whether this device can copy operands of that size.
+bool can_copy(const SixteenPlan& plan) {
+  const ProductTask& task = plan.task;
+  return attribute(cudaDevAttrComputeCapabilityMajor) >= 9 &&
+         task.layout.columns < (int64_t{1} << 24) && task.m < (int64_t{1} << 24) &&
+         task.out_features * plan.experts < (int64_t{1} << 28) && can_map(x_of(plan)) &&
+         can_map(index_of(plan)) &&
+         (task.layout.deviation_bits == 0 || can_map(deviation_of(plan)));
+}
+
+template <bool experts>
+void launch(const SixteenPlan& plan, const SixteenCut& cut, cudaStream_t stream) {
+  switch (plan.task.layout.deviation_bits) {
+    case 0:
+      return launch_sixteen<0, experts>(plan, cut, stream);
+    case 2:
+      return launch_sixteen<2, experts>(plan, cut, stream);
+    default:
+      return launch_sixteen<4, experts>(plan, cut, stream);
+  }
+}
+
 }  // namespace
 
 bool multiplies_sixteen(const ProductTask& task) {
   const Layout& layout = task.layout;
-  const bool format = layout.index_bits == 4 && layout.deviation_bits <= 4 &&
-                      layout.grid == GridName::kPhi && layout.group_size == kColumn &&
-                      layout.exponent <= kMostExponent && layout.exponent >= -kMostExponent &&
-                      task.remainder.payload == nullptr;
-  if (!format || task.dtype == Dtype::kFloat32) return false;
+  if (!takes(layout, task.dtype) || task.remainder.payload != nullptr) return false;
   const bool many =
       layout.deviation_bits == 4 && task.out_features * layout.columns >= kManyWeights;
   if (task.m < (many ? 1 : kFewestRows) || task.m > kSixteen) return false;
-  return attribute(cudaDevAttrComputeCapabilityMajor) >= 9 && layout.columns < (int64_t{1} << 24) &&
-         task.out_features < (int64_t{1} << 28) && can_map(x_of(task)) && can_map(index_of(task)) &&
-         (layout.deviation_bits == 0 || can_map(deviation_of(task))) &&
-         best_cut(plan_of(task)).fits();
+  const SixteenPlan plan = plan_of(task);
+  return can_copy(plan) && best_cut(plan).fits();
 }
 
 void multiply_sixteen(const ProductTask& task, cudaStream_t stream) {
   const SixteenPlan plan = plan_of(task);
-  const SixteenCut cut = best_cut(plan);
-  switch (task.layout.deviation_bits) {
-    case 0:
-      return launch_sixteen_0(plan, cut, stream);
-    case 2:
-      return launch_sixteen_2(plan, cut, stream);
-    default:
-      return launch_sixteen_4(plan, cut, stream);
-  }
+  launch<false>(plan, best_cut(plan), stream);
+}
+
+bool multiplies_sixteen(const GroupedTask& task) {
+  if (!takes(task.layout, task.dtype)) return false;
+  const SixteenPlan plan = plan_of(task);
+  return can_copy(plan) && cut_experts(plan).fits();
+}
+
+void multiply_sixteen(const GroupedTask& task, cudaStream_t stream) {
+  const SixteenPlan plan = plan_of(task);
+  launch<true>(plan, cut_experts(plan), stream);
 }
 
 }  // namespace phiquant::cuda

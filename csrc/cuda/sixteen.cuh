@@ -9,6 +9,7 @@
 // early and rooms are free early.
 #pragma once
 
+#include "grouped.h"
 #include "kernels.h"
 
 namespace phiquant::cuda {
@@ -28,9 +29,12 @@ constexpr int unit_tiles(int deviation, int tall) {
   return (tall + parts - 1) / parts;
 }
 
-// What is known to the host.
+// What is known to the host. With experts, `task` has the planes of all of them, one after another,
+// all rows of x, and the rows of an expert's weight.
 struct SixteenPlan {
   ProductTask task;
+  Ends ends;           // of each expert's rows of x; of null without
+  int experts, each;   // `each`: clusters of an expert; of all without
   int groups;          // of a row
   int tiles;           // of the weight
   int share, more;     // tiles of a cluster, but of the first `more`, which have one more
@@ -40,11 +44,12 @@ struct SixteenPlan {
   bool whole_groups;   // x has no short last group
 };
 
-// `tall`: tiles of a pass, at most.
-template <int deviation, int eights, int tall>
+// `tall`: tiles of a pass, at most. `experts`: rows are those of experts, which the kernel finds.
+template <int deviation, int eights, int tall, bool experts>
 struct SixteenShape {
   static_assert(tall <= kMostTall && (deviation == 0 || deviation == 2 || deviation == 4));
   static constexpr int kDeviation = deviation, kEights = eights, kTall = tall;
+  static constexpr bool kExperts = experts;
   static constexpr int kPart = unit_tiles(deviation, tall);  // tiles of a unit, at most
   static constexpr int kParts = (tall + kPart - 1) / kPart;  // units of a step
   static constexpr int kLast = tall - (kParts - 1) * kPart;  // tiles of its last unit
@@ -88,6 +93,7 @@ struct SixteenRoom {
 
 // What a block takes.
 struct SixteenPlace {
+  int expert;          // among those that have rows
   int rank, blocks;    // in its cluster
   int first, last;     // tiles
   int begin, columns;  // of the weight's columns
@@ -100,7 +106,9 @@ struct SixteenPlace {
 #endif
     rank = static_cast<int>(its_rank);
     blocks = static_cast<int>(its_blocks);
-    const int cluster = static_cast<int>(blockIdx.x) >> (blocks - 1);  // of one or two
+    const int number = static_cast<int>(blockIdx.x) >> (blocks - 1);  // of one or two
+    expert = plan.experts == 1 ? 0 : number / plan.each;
+    const int cluster = number - expert * plan.each;
     first = cluster * plan.share + min(cluster, plan.more);
     last = first + plan.share + (cluster < plan.more ? 1 : 0);
     begin = rank * plan.columns;

@@ -1,11 +1,16 @@
-// Products of 5 to 16 rows of x with indices alone (sixteen_kernel.cuh).
+// Products of up to 16 rows of x on Hopper, where that is the faster way (sixteen_kernel.cuh).
 #pragma once
 
+#include "grouped.h"
 #include "kernels.h"
 
 namespace phiquant::cuda {
 
 bool multiplies_sixteen(const ProductTask& task);
 void multiply_sixteen(const ProductTask& task, cudaStream_t stream);
+
+// The same for experts, with any number of rows.
+bool multiplies_sixteen(const GroupedTask& task);
+void multiply_sixteen(const GroupedTask& task, cudaStream_t stream);
 
 }  // namespace phiquant::cuda

@@ -2,8 +2,6 @@
 
 namespace phiquant::cuda {
 
-void launch_sixteen_2(const SixteenPlan& plan, const SixteenCut& cut, cudaStream_t stream) {
-  launch_deviation<2>(plan, cut, stream);
-}
+template void launch_sixteen<2, false>(const SixteenPlan&, const SixteenCut&, cudaStream_t);
 
 }  // namespace phiquant::cuda

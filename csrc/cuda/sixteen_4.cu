@@ -2,8 +2,6 @@
 
 namespace phiquant::cuda {
 
-void launch_sixteen_4(const SixteenPlan& plan, const SixteenCut& cut, cudaStream_t stream) {
-  launch_deviation<4>(plan, cut, stream);
-}
+template void launch_sixteen<4, false>(const SixteenPlan&, const SixteenCut&, cudaStream_t);
 
 }  // namespace phiquant::cuda

@@ -3,6 +3,8 @@
 namespace phiquant::cuda {
 namespace {
 
+constexpr double kBlock = 4;  // to begin one after another, in tiles of a warp
+
 int ceil_div(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
 
 // Bytes of shared memory that rings may have, and of a unit and a box, by tiles of a pass; as
@@ -17,31 +19,62 @@ struct RingSizes {
   }
 };
 
+// Fitted to products of eight shapes, in tiles of a warp: a step costs two tiles besides its own;
+// the tallest pass has no registers left.
+double cost_of_pass(int steps, int tall) {
+  const double spilled = tall == kMostTall ? 1.2 : 0;
+  return steps * (tall + spilled + 2) + 6;
+}
+
+// As many units as there is room for; fewer than two: none.
+int units_of(const SixteenPlan& plan, const SixteenCut& cut) {
+  constexpr int kStatic = 4096;  // what the kernel has besides, and what aligns rings
+  const int room = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - kStatic;
+  const RingSizes sizes(plan.task.layout.deviation_bits, cut.tall, cut.columns);
+  const int left = room - sizes.others - kQuads * sizes.box;
+  const int units = left > 0 ? left / (kQuads * sizes.unit) : 0;
+  return units < kMostUnits ? units : kMostUnits;
+}
+
 }  // namespace
 
 SixteenCut cut_into(const SixteenPlan& plan, int blocks) {
-  constexpr int kStatic = 4096;  // what the kernel has besides, and what aligns rings
-  const int room = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - kStatic;
   const int most = attribute(cudaDevAttrMultiProcessorCount) / blocks;
   SixteenCut cut{};
   cut.blocks = blocks;
-  cut.clusters = plan.tiles < most ? plan.tiles : most;
+  cut.eights = plan.task.m <= 8 ? 1 : 2;
+  cut.clusters = cut.each = plan.tiles < most ? plan.tiles : most;
   cut.columns = ceil_div(ceil_div(plan.groups, kQuad), blocks) * kQuad;
   const int tiles = ceil_div(plan.tiles, cut.clusters);
   const int steps = ceil_div(cut.columns, kColumnWarps);
   for (int passes = ceil_div(tiles, kMostTall);; passes++) {
     cut.tall = ceil_div(tiles, passes);
-    const RingSizes sizes(plan.task.layout.deviation_bits, cut.tall, cut.columns);
-    const int left = room - sizes.others - kQuads * sizes.box;
-    cut.units = left > 0 ? left / (kQuads * sizes.unit) : 0;
-    if (!cut.fits() && cut.tall > 1) continue;
-    if (cut.units > kMostUnits) cut.units = kMostUnits;
-    // Fitted to products of eight shapes: a step costs two tiles besides its own, adding up the
-    // sums of two blocks four; the most tall pass has no registers left.
-    const double spilled = cut.tall == kMostTall ? 1.2 : 0;
-    cut.cost = passes * (steps * (cut.tall + spilled + 2) + 6) + 4 * (blocks - 1);
-    return cut;
+    cut.units = units_of(plan, cut);
+    // Adding up the sums of two blocks costs four tiles.
+    cut.cost = passes * cost_of_pass(steps, cut.tall) + 4 * (blocks - 1);
+    if (cut.fits() || cut.tall == 1) return cut;
   }
+}
+
+SixteenCut cut_experts(const SixteenPlan& plan) {
+  const int many = static_cast<int>(plan.task.m < plan.experts ? plan.task.m : plan.experts);
+  const int processors = attribute(cudaDevAttrMultiProcessorCount);
+  SixteenCut best{};
+  for (int tall = kMostTall < plan.tiles ? kMostTall : plan.tiles; tall > 0; tall--) {
+    SixteenCut cut{};
+    cut.blocks = 1;
+    // An expert with more rows takes several turns; most have few.
+    cut.eights = plan.task.m <= 8 || plan.task.m <= 4 * plan.experts ? 1 : 2;
+    cut.each = ceil_div(plan.tiles, tall);
+    cut.clusters = cut.each * many;
+    cut.tall = ceil_div(plan.tiles, cut.each);
+    cut.columns = ceil_div(plan.groups, kQuad) * kQuad;
+    cut.units = units_of(plan, cut);
+    const int steps = ceil_div(cut.columns, kColumnWarps);
+    cut.cost = ceil_div(cut.clusters, processors) * (cost_of_pass(steps, cut.tall) + kBlock);
+    if (cut.fits() && (!best.fits() || cut.cost < best.cost)) best = cut;
+  }
+  return best;
 }
 
 }  // namespace phiquant::cuda

@@ -7,191 +7,23 @@
 #pragma once
 
 #include "overlap.cuh"
-#include "sixteen_ring.cuh"
-#include "sixteen_scales.cuh"
 #include "sixteen_sums.cuh"
+#include "sixteen_worker.cuh"
 
 namespace phiquant::cuda {
 
-struct SixteenShared {
-  QuadBarriers quads[kQuads];
-  FittedBend bends[kBendCount];
-};
-
-template <class Shape>
-struct SixteenWorker {
-  static constexpr int kEights = Shape::kEights, kDeviation = Shape::kDeviation;
-  const SixteenPlan& plan;
-  const SixteenPlace& place;
-  const QuadFiller<Shape> filler;
-  const FittedBend* bends;
-  int lane, warp, row;
-  uint32_t words, factors;      // in shared memory: of the block and the warp
-  uint32_t index, quarters, x;  // of the lane: from where a unit begins; of its column
-  UnitTurn turn;
-  uint32_t x_parity = 0;
-  EightSums<kEights> sums[Shape::kTall];
-
-  // Lanes of half a warp have rows that meet each bank once.
-  __device__ __forceinline__ SixteenWorker(const SixteenPlan& plan, const SixteenPlace& place,
-                                           const SixteenMaps& maps, SixteenShared& shared,
-                                           const SixteenRoom<Shape>& room, uint32_t memory)
-      : plan(plan),
-        place(place),
-        filler{plan,
-               place,
-               maps,
-               shared.quads[threadIdx.x / (32 * kQuad)],
-               memory + room.units + threadIdx.x / (32 * kQuad) * plan.units * Shape::kUnitBytes,
-               memory + room.boxes + threadIdx.x / (32 * kQuad) * Shape::kBoxBytes,
-               static_cast<int>(threadIdx.x) / (32 * kQuad)},
-        bends(shared.bends),
-        lane(static_cast<int>(threadIdx.x) & 31),
-        warp(static_cast<int>(threadIdx.x) / 32),
-        row((lane >> 2 & 3) * 2 + (lane >> 4)),
-        words(memory + room.words),
-        factors(memory + room.factors + warp * Shape::kFactorBytes) {
-    const int t = lane & 3, in_box = warp % kQuad;
-    index = static_cast<uint32_t>(row * 128 + ((in_box * 2 + t / 2) ^ row) * 16 + t % 2 * 8);
-    quarters = static_cast<uint32_t>(row * 64 + (in_box ^ row >> 1) * 16 + t * 4);
-    x = filler.box + in_box * Shape::kXBytes + XColumn<kEights>::place_of(lane);
-  }
-
-  // Of each quad a warp of another scheduler.
-  __device__ __forceinline__ bool fills() const {
-    return lane == 0 && warp % kQuad == warp / kQuad;
-  }
-
-  // What scales the rows of a column, for all lanes.
-  __device__ __forceinline__ void make_factors(int column) const {
-    const uint32_t bends = shared_address(this->bends);
-#pragma unroll
-    for (int i = 0; i < Shape::kRows; i += 32) {
-      if (i + 32 > Shape::kRows && i + lane >= Shape::kRows) break;
-      const uint32_t word = half_at(words + (column * Shape::kRows + i + lane) * 2);
-      put_pair(factors + (i + lane) * 8, factors_of(word, bends));
-    }
-    __syncwarp();
-  }
-
-  __device__ __forceinline__ XColumn<kEights> take_x() const {
-    filler.barriers.x_full.wait(x_parity);
-    XColumn<kEights> column(x);
-    column.prepare(lane, plan.task.dtype == Dtype::kBFloat16);
-    __syncwarp();  // all have been used: copies come here next
-    if (lane == 0) filler.barriers.x_empty.arrive();
-    return column;
-  }
-
-  // Row `row`, or the eighth after it, of tile i of a unit, which is the pass's `tile`.
-  template <int i, int tile, int below>
-  __device__ __forceinline__ ColumnCodes codes(uint32_t from) const {
-    constexpr int kRow = i * kSixteen + below * 8;
-    ColumnCodes found{};
-    found.index = pair_at<kRow * 128>(from + index);
-    if constexpr (kDeviation == 4) {
-      found.high = pair_at<Shape::kIndexBytes + kRow * 128>(from + index);
-    }
-    if constexpr (kDeviation == 2) {
-      found.high.x = word_at<Shape::kIndexBytes + kRow * 64>(from + quarters);
-      found.high.y = found.high.x >> 16;
-    }
-    found.factors = pair_at<(tile * kSixteen + below * 8) * 8>(factors + row * 8);
-    return found;
-  }
-
-  // Tiles [i, end) of a unit, as far as the pass has them.
-  template <int part, int i, int end>
-  __device__ __forceinline__ void multiply(uint32_t from, const XColumn<kEights>& x) {
-    constexpr int tile = part * Shape::kPart + i;
-    if constexpr (i < end && tile < Shape::kTall) {
-      multiply_column<kDeviation>(codes<i, tile, 0>(from), codes<i, tile, 1>(from), x, &sums[tile]);
-      multiply<part, i + 1, end>(from, x);
-    }
-  }
-
-  // What is to follow the unit before this one in its place, and x of the next step, once all warps
-  // of the quad have left those.
-  __device__ __forceinline__ void refill(int number, int first) const {
-    const int next = number - 1 + plan.units;
-    if (number == 0 || next >= place.steps() * Shape::kParts) return;
-    const UnitTurn last = turn.before(plan.units);
-    filler.barriers.empty[last.at].wait(last.parity);
-    filler.copy_unit(next, first, last.at);
-  }
-  __device__ __forceinline__ void refill_x(int step) const {
-    if (step + 1 >= place.steps()) return;
-    filler.barriers.x_empty.wait(x_parity);
-    filler.copy_x(step + 1);
-  }
-
-  // A step's units from `part` on, of which a column beyond the last one has nothing. Others are
-  // asked for after a unit's first tile: by then no warp is behind.
-  template <int part>
-  __device__ __forceinline__ void take_units(bool some, int step, int first,
-                                             const XColumn<kEights>& x) {
-    filler.barriers.full[turn.at].wait(turn.parity);
-    const uint32_t from = filler.units + turn.at * Shape::kUnitBytes;
-    if (some) multiply<part, 0, 1>(from, x);
-    if (fills()) {
-      refill(step * Shape::kParts + part, first);
-      if (part == 0) refill_x(step);
-    }
-    __syncwarp();
-    if (some) multiply<part, 1, Shape::kPart>(from, x);
-    __syncwarp();
-    if (lane == 0) filler.barriers.empty[turn.at].arrive();
-    turn.advance(plan.units);
-    if constexpr (part + 1 < Shape::kParts) take_units<part + 1>(some, step, first, x);
-  }
-
-  // Units [begin, end) of a pass, whose tiles begin with `first`, as far as there are places, which
-  // all are empty.
-  __device__ __forceinline__ void fill(int begin, int end, int first) const {
-    end = min(end, min(plan.units, place.steps() * Shape::kParts));
-    for (int i = begin; i < end; i++) {
-      const int at = turn.at + i;
-      filler.copy_unit(i, first, at < plan.units ? at : at - plan.units);
-    }
-  }
-
-  // Before a pass, whose scale words were asked for. Most units are asked for once those have come,
-  // which would wait for all that was asked for before.
-  __device__ __forceinline__ void begin(int first) const {
-    if (!fills()) return;
-    filler.copy_x(0);
-    fill(0, 1, first);
-  }
-
-  // A pass.
-  __device__ __forceinline__ void run(int first) {
-#pragma unroll
-    for (int i = 0; i < Shape::kTall; i++) sums[i] = {};
-    if (fills()) fill(1, kMostUnits, first);
-    const int steps = place.steps();
-    for (int step = 0, column = warp; step < steps; step++, column += kColumnWarps) {
-      const bool some = column < place.columns;
-      if (some) make_factors(column);
-      const XColumn<kEights> x = take_x();
-      take_units<0>(some, step, first, x);
-      x_parity ^= 1;
-    }
-  }
-};
-
-// All passes of a block. Scale words are asked for first: behind a ring of codes they would come
-// microseconds later.
+// All passes of a block, for rows of x that are multiplied together. Scale words are asked for
+// first: behind a ring of codes they would come microseconds later.
 template <class Shape>
 __device__ __forceinline__ void multiply_passes(const SixteenPlan& plan, const SixteenPlace& place,
-                                                const SixteenMaps& maps, SixteenShared& shared,
-                                                uint8_t* memory) {
-  const SixteenRoom<Shape> room(place.columns, plan.units);
-  SixteenWorker<Shape> worker(plan, place, maps, shared, room, shared_address(memory));
+                                                const SixteenRoom<Shape>& room, uint8_t* memory,
+                                                SixteenWorker<Shape>& worker) {
+  const RowsOf<Shape> rows = worker.filler.rows;
   auto* const words = reinterpret_cast<uint16_t*>(memory + room.words);
   for (int first = place.first; first < place.last; first += Shape::kTall) {
     const int tall = min(Shape::kTall, place.last - first);
-    const SixteenSums<Shape> sums{plan, place, reinterpret_cast<float*>(memory), first, tall};
-    const WordLoader<Shape> loader{plan, place, words, first, tall, worker.warp, worker.lane};
+    const SixteenSums<Shape> sums{plan, place, rows, reinterpret_cast<float*>(memory), first, tall};
+    const WordLoader<Shape> loader{plan, place, rows, words, first, tall, worker.warp, worker.lane};
     typename WordLoader<Shape>::Items found;
     loader.ask(worker.warp, found);
     worker.begin(first);
@@ -203,6 +35,23 @@ __device__ __forceinline__ void multiply_passes(const SixteenPlan& plan, const S
     __syncthreads();
     sums.finish();
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // copies come here next
+    __syncthreads();
+  }
+}
+
+// All rows of a block.
+template <class Shape>
+__device__ __forceinline__ void multiply_all(const SixteenPlan& plan, const SixteenPlace& place,
+                                             const SixteenMaps& maps, SixteenShared& shared,
+                                             uint8_t* memory) {
+  constexpr int kTogether = 8 * Shape::kEights;
+  const SixteenRoom<Shape> room(place.columns, plan.units);
+  SixteenWorker<Shape> worker(plan, place, maps, shared, room, shared_address(memory));
+  while (true) {
+    multiply_passes<Shape>(plan, place, room, memory, worker);
+    if (!Shape::kExperts || shared.rows.left <= kTogether) return;
+    __syncthreads();
+    if (threadIdx.x == 0) shared.rows.leave_behind(kTogether);
     __syncthreads();
   }
 }
@@ -232,7 +81,7 @@ __global__ void __launch_bounds__(kSixteenThreads, 1)
   uint8_t* const memory = room + (-shared_address(room) & 1023);  // as the copies' pattern wants it
   const int thread = static_cast<int>(threadIdx.x);
   const SixteenPlace place(plan);
-  fetch_first(plan, place);
+  if constexpr (!Shape::kExperts) fetch_first(plan, place);
   if (thread < kBendCount) {
     FittedBend bend = fitted_bend_of(thread);
     bend.back *= power_of_two(plan.task.layout.exponent);
@@ -249,7 +98,14 @@ __global__ void __launch_bounds__(kSixteenThreads, 1)
   __syncthreads();
   wait_for_earlier_kernels();
   admit_next_kernel();
-  multiply_passes<Shape>(plan, place, maps, shared, memory);
+  if constexpr (Shape::kExperts) {
+    if (shared.finder.find(plan, place.expert, &shared.rows)) {
+      multiply_all<Shape>(plan, place, maps, shared, memory);
+    }
+    clear_rest(plan);
+  } else {
+    multiply_all<Shape>(plan, place, maps, shared, memory);
+  }
 #endif
 }
 

@@ -7,11 +7,11 @@
 
 namespace phiquant::cuda {
 
-// Clusters of one or two blocks, tiles of a pass, columns of a cluster's first block (whole boxes;
-// the other one has no more), units of a quad's ring, and how long that may take, in tiles of a
-// warp.
+// Clusters of one or two blocks, of which `each` are an expert's; eights of rows of x and tiles of
+// a pass, columns of a cluster's first block (whole boxes; the other one has no more), units of a
+// quad's ring, and how long that may take, in tiles of a warp.
 struct SixteenCut {
-  int clusters, blocks, tall, columns, units;
+  int clusters, each, blocks, eights, tall, columns, units;
   double cost;
 
   bool fits() const { return units >= 2; }
@@ -19,20 +19,26 @@ struct SixteenCut {
 
 SixteenCut cut_into(const SixteenPlan& plan, int blocks);
 
-void launch_sixteen_0(const SixteenPlan& plan, const SixteenCut& cut, cudaStream_t stream);
-void launch_sixteen_2(const SixteenPlan& plan, const SixteenCut& cut, cudaStream_t stream);
-void launch_sixteen_4(const SixteenPlan& plan, const SixteenCut& cut, cudaStream_t stream);
+// For as many experts as may have rows: no block has more than a pass.
+SixteenCut cut_experts(const SixteenPlan& plan);
 
-inline Matrix x_of(const ProductTask& task) {
+// Each in a file of its own, since they take long to compile.
+template <int deviation, bool experts>
+void launch_sixteen(const SixteenPlan& plan, const SixteenCut& cut, cudaStream_t stream);
+
+inline Matrix x_of(const SixteenPlan& plan) {
+  const ProductTask& task = plan.task;
   return {task.x, task.m, task.layout.columns, task.layout.columns * 2, 2};
 }
-inline Matrix index_of(const ProductTask& task) {
-  const int64_t bytes = row_bytes(task.layout, 4);
-  return {task.planes.index, task.out_features, bytes, bytes, 1};
+inline Matrix plane_of(const SixteenPlan& plan, const uint8_t* plane, int bits) {
+  const int64_t bytes = row_bytes(plan.task.layout, bits);
+  return {plane, plan.task.out_features * plan.experts, bytes, bytes, 1};
 }
-inline Matrix deviation_of(const ProductTask& task) {
-  const int64_t bytes = row_bytes(task.layout, task.layout.deviation_bits);
-  return {task.planes.deviation, task.out_features, bytes, bytes, 1};
+inline Matrix index_of(const SixteenPlan& plan) {
+  return plane_of(plan, plan.task.planes.index, 4);
+}
+inline Matrix deviation_of(const SixteenPlan& plan) {
+  return plane_of(plan, plan.task.planes.deviation, plan.task.layout.deviation_bits);
 }
 
 }  // namespace phiquant::cuda

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "few_rows_ring.cuh"
-#include "sixteen.cuh"
+#include "sixteen_rows.cuh"
 
 namespace phiquant::cuda {
 
@@ -60,6 +60,7 @@ struct QuadFiller {
   const SixteenPlace& place;
   const SixteenMaps& maps;
   QuadBarriers& barriers;
+  const RowsOf<Shape> rows;
   uint32_t units, box;  // of the quad, in shared memory
   int quad;
 
@@ -70,9 +71,11 @@ struct QuadFiller {
   // x of a step.
   __device__ __forceinline__ void copy_x(int step) const {
     barriers.x_full.expect(Shape::kBoxBytes);
-    if (plan.whole_groups) return copy_cube(maps.x, 0, 0, column_of(step), box, barriers.x_full);
+    if (plan.whole_groups) {
+      return copy_cube(maps.x, 0, rows.x(), column_of(step), box, barriers.x_full);
+    }
     for (int i = 0; i < kQuad; i++) {
-      copy_cube(maps.x, (column_of(step) + i) * kColumn, 0, 0, box + i * Shape::kXBytes,
+      copy_cube(maps.x, (column_of(step) + i) * kColumn, rows.x(), 0, box + i * Shape::kXBytes,
                 barriers.x_full);
     }
   }
@@ -80,7 +83,8 @@ struct QuadFiller {
   // The pass's unit of this number, to a place that is empty. `first`: tile of the pass.
   __device__ __forceinline__ void copy_unit(int number, int first, int at) const {
     const int part = number % Shape::kParts, column = column_of(number / Shape::kParts);
-    const int row = (first + part * Shape::kPart) * kSixteen, last = part == Shape::kParts - 1;
+    const int row = rows.weight() + (first + part * Shape::kPart) * kSixteen;
+    const int last = part == Shape::kParts - 1;
     const uint32_t to = units + at * Shape::kUnitBytes;
     Barrier& full = barriers.full[at];
     full.expect((last ? Shape::kLast : Shape::kPart) * kSixteen * (128 + Shape::kHighRow));

@@ -4,7 +4,7 @@
 
 #include "few_rows_levels.cuh"
 #include "few_rows_ring.cuh"
-#include "sixteen.cuh"
+#include "sixteen_rows.cuh"
 
 namespace phiquant::cuda {
 
@@ -21,6 +21,7 @@ struct WordLoader {
 
   const SixteenPlan& plan;
   const SixteenPlace& place;
+  const RowsOf<Shape> rows;
   uint16_t* to;     // [column][row]
   int first, tall;  // tiles of this pass
   int warp, lane;
@@ -39,7 +40,8 @@ struct WordLoader {
     const int from = column(item), count = place.columns - from;
     Words found{{0x3C003C00, 0x3C003C00, 0x3C003C00, 0x3C003C00}};
     if (row >= plan.task.out_features) return found;
-    const uint16_t* const words = plan.task.planes.scale + row * plan.groups + place.begin + from;
+    const uint16_t* const words =
+        plan.task.planes.scale + (rows.weight() + row) * plan.groups + place.begin + from;
     if (plan.aligned_words && count >= kEach) {
       const uint4 four = __ldcg(reinterpret_cast<const uint4*>(words));
       return {{four.x, four.y, four.z, four.w}};

@@ -2,6 +2,7 @@
 // that these have the same bits always, and for any number of rows of x.
 #pragma once
 
+#include "sixteen_rows.cuh"
 #include "sixteen_terms.cuh"
 #include "sums.cuh"
 
@@ -47,6 +48,7 @@ struct SixteenSums {
 
   const SixteenPlan& plan;
   const SixteenPlace& place;
+  const RowsOf<Shape> rows;
   float* memory;
   int first, tall;  // tiles of this pass
 
@@ -86,7 +88,7 @@ struct SixteenSums {
     const float sums[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
     for (int j = 0; j < 4; j++) {
-      if (m + j < plan.task.m) store_sum<T>(plan.task, m + j, row, sums[j]);
+      if (m + j < rows.left()) store_sum<T>(plan.task, rows.x() + m + j, row, sums[j]);
     }
   }
   __device__ __forceinline__ void store(int i, const float4& four) const {

@@ -75,6 +75,30 @@ def test_every_other_format(grid: str, index: int, deviation: int, size: int) ->
     assert is_close(grouped(x, planes, ends, layout), x, codec.decode(planes, layout), ends)
 
 
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
+@pytest.mark.parametrize("experts", [3, 40, 700])
+@pytest.mark.parametrize("deviation", [0, 2, 4])
+def test_some_of_many_experts_have_rows(deviation: int, experts: int, dtype: torch.dtype) -> None:
+    """More experts than a block has threads, more tiles than one block takes, several turns."""
+    layout = Layout(264, 4, deviation, exponent=0)
+    planes = experts_of(layout, experts, out=152)
+    counts = torch.randint(0, 4, (experts,)) * torch.randint(0, 2, (experts,))
+    counts[experts // 2], counts[-1] = 37, 2
+    ends = counts.cumsum(0).to(dtype)
+    x = torch.randn(int(ends[-1]) + 3, 264, dtype=torch.bfloat16, device="cuda")
+    actual = grouped(x, planes, ends, layout)
+    assert is_close(actual, x, codec.decode(planes, layout), ends.tolist())
+    assert not actual[int(ends[-1]) :].any()
+
+
+def test_a_row_of_an_expert_has_the_same_bits_in_any_company() -> None:
+    layout = Layout(512, exponent=0)
+    planes = experts_of(layout, 4, out=600)
+    x = torch.randn(9, 512, dtype=torch.bfloat16, device="cuda")
+    alone = torch.cat([grouped(x[i : i + 1], planes, [0, 1, 1, 1], layout) for i in range(9)])
+    assert same(grouped(x, planes, [0, 9, 9, 9], layout), alone)
+
+
 @EVERY_DTYPE
 def test_many_rows(dtype: torch.dtype) -> None:
     """Where torch has a product of groups, of all experts decoded."""

@@ -84,7 +84,7 @@ CASES: list[Callable[[], None]] = [
         for bits in DEVIATIONS
         for shape in FEW
     ),
-    *(partial(multiply, m, 0, (700, 776)) for m in (5, 16)),
+    *(partial(multiply, m, bits, (700, 776)) for m in (5, 16) for bits in (0, 4)),
     *(partial(multiply, m, bits, shape) for m in (9, 24, 33) for bits in (0, 4) for shape in FEW),
     *(
         partial(multiply, m, bits, s)

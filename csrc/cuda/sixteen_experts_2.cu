@@ -1,0 +1,7 @@
+#include "sixteen_shapes.cuh"
+
+namespace phiquant::cuda {
+
+template void launch_sixteen<2, true>(const SixteenPlan&, const SixteenCut&, cudaStream_t);
+
+}  // namespace phiquant::cuda
