@@ -45,8 +45,9 @@ def _grouped_linear(x: Tensor, *arguments: Any) -> Tensor:
     return result
 
 
-# Up to so many rows an expert, had each as many, its weight is decoded for every 8 of them.
-_FEW = 16
+# Up to so many rows an expert, had each as many, codes are decoded for every 8 or 16 of them: where
+# tensor cores multiply, or where not.
+_FEW_ON_TENSOR_CORES, _FEW = 48, 16
 _MOST_EXPERTS = 65535
 
 
@@ -62,7 +63,8 @@ def _grouped_linear_cuda(x: Tensor, *arguments: Any) -> Tensor:
     lossy = planes.remainder is None and planes.exceptions is None
     joined = _is_grouped_by_torch(x, planes, layout[0])
     if lossy and x.dtype != torch.float64 and experts <= _MOST_EXPERTS:
-        if tokens <= _FEW * experts or not joined:
+        most = _FEW_ON_TENSOR_CORES if joined and _has_tensor_kernel(layout) else _FEW
+        if tokens <= most * experts or not joined:
             few: Tensor = torch.ops.phiquant._grouped_few(x, *arguments)
             return few
     elif tokens < experts or not joined:
@@ -78,6 +80,12 @@ def _is_grouped_by_torch(x: Tensor, planes: Planes, columns: int) -> bool:
     wide = columns % 8 == 0 and planes.scale.shape[-2] % 8 == 0
     capable = torch.cuda.get_device_capability(x.device) >= (9, 0)
     return x.dtype == torch.bfloat16 and wide and capable and x.shape[0] > 0
+
+
+def _has_tensor_kernel(layout: Any) -> bool:
+    """Whether such codes are multiplied on tensor cores, where torch multiplies groups."""
+    _, index_bits, deviation_bits, group_size, grid = layout[:5]
+    return (index_bits, group_size, grid) == (4, 64, "phi") and deviation_bits <= 4
 
 
 def _grouped_linear_backward(x: Tensor, *arguments: Any) -> Tensor:

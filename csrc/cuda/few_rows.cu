@@ -1,6 +1,6 @@
 // Products of 9 to 64 rows of x with a lossy weight whose codes are decoded in registers, for the
-// tensor cores; of 33 and more only where many_rows.cu takes none, of indices alone and up to 16
-// where sixteen.cu does not.
+// tensor cores; of 33 and more only where many_rows.cu takes none, of up to 16 where sixteen.cu
+// does not.
 //
 // One warp of a block fills a ring of stages in shared memory by bulk copies; the others take 16
 // (or 32) rows of the weight each, as mma.m16n8k16 has it: lane 4 q + t has the codes of columns 16

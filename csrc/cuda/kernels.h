@@ -69,7 +69,7 @@ struct ProductTask {
 void decode(const DecodeTask& task, cudaStream_t stream);
 
 // Whether `multiply` takes such a product of a lossy weight, and is the faster way. Up to 8 rows of
-// x, with indices alone up to 16 on Hopper.
+// x, on Hopper up to 16 with at most 4 deviation bits.
 bool multiplies(const ProductTask& task);
 void multiply(const ProductTask& task, cudaStream_t stream);
 
