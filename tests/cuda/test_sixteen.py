@@ -1,4 +1,4 @@
-"""linear of 5 to 16 rows: how weights are cut, edges, the same bits always."""
+"""linear of up to 16 rows: how weights are cut, edges, the same bits always."""
 
 from __future__ import annotations
 
@@ -68,6 +68,18 @@ def test_a_row_has_the_same_bits_in_any_company(columns: int, deviation_bits: in
     whole = linear(x, planes, None, layout)
     for m in ROWS:
         assert all(same(linear(x[:m], planes, None, layout), whole[:m]) for _ in range(3))
+
+
+def test_few_rows_of_a_large_weight_have_the_bits_they_have_among_many() -> None:
+    """With 4 deviation bits and 2^25 weights one row is multiplied by this kernel, too."""
+    layout = Layout(4104, 4, 4, exponent=0)
+    planes = typical_planes(layout, 8200)
+    x = torch.randn(16, layout.columns, device="cuda", dtype=torch.bfloat16)
+    of, there = codec.decode(planes, layout), on_gpu(planes)
+    whole = linear(x, there, None, layout)
+    assert error(x, of, whole) <= TOLERANCE[x.dtype]
+    for m in (1, 2, 4):
+        assert same(linear(x[:m], there, None, layout), whole[:m]), m
 
 
 @DEVIATIONS
