@@ -3,7 +3,8 @@
 One layer's product with the experts that few tokens chose, each token as many different ones,
 beside torch's grouped product of the bf16 weights. Every call of a CUDA graph has other experts, so
 that what they read together exceeds the L2 cache. Each product is checked against the fp32 product
-of the experts' decoded weights first.
+of the experts' decoded weights first. `--rows 16 32 64`: so many rows for each expert on average
+instead, by both ways that there are: from codes, and decoding all experts for torch's product.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ MIXTURES = (
     Mixture("Mixtral 8x7B, down", 8, 4096, 14336, 2),
     Mixture("Qwen3 30B-A3B, gate and up", 128, 1536, 2048, 8),
 )
+Ways = dict[str, Callable[[Planes, Any, Tensor, Tensor], Tensor]]
 
 
 @dataclass(frozen=True)
@@ -64,27 +66,24 @@ def chosen(mixture: Mixture, tokens: int) -> Tensor:
     return counts.cumsum(0).to(torch.int32)
 
 
-def contenders(mixture: Mixture) -> Iterator[Grouped]:
+def contenders(mixture: Mixture, ways: Ways) -> Iterator[Grouped]:
     shape = (mixture.experts, mixture.outputs, mixture.inputs)
     weight = (torch.randn(shape, device="cuda") * 0.02).bfloat16()
-    size = mixture.outputs * mixture.inputs
     yield Grouped(
         "torch bf16",
         lambda x, ends: torch._grouped_mm(x, weight.transpose(-2, -1), ends),
         weight,
-        size * 2,
+        mixture.outputs * mixture.inputs * 2,
     )
     for bits in (0, 4):
         layout = Layout(mixture.inputs, 4, bits, exponent=-10)
         given = (layout.columns, *settings(layout))
         planes = compressed(weight, layout)
         decoded = phi.decode(*planes, *given, torch.bfloat16)
-        yield Grouped(
-            f"phiquant index+{bits}" if bits else "phiquant index",
-            partial(_product, planes, given),
-            decoded,
-            sum(p.nbytes for p in planes if p is not None) / mixture.experts,
-        )
+        name = f"phiquant index+{bits}" if bits else "phiquant index"
+        read = sum(p.nbytes for p in planes if p is not None) / mixture.experts
+        for way, product in ways.items():
+            yield Grouped(name + way, partial(product, planes, given), decoded, read)
 
 
 def compressed(weight: Tensor, layout: Layout) -> Planes:
@@ -97,6 +96,20 @@ def compressed(weight: Tensor, layout: Layout) -> Planes:
 def _product(planes: Planes, given: Any, x: Tensor, ends: Tensor) -> Tensor:
     out: Tensor = phi.grouped_linear(x, *planes, ends, *given)
     return out
+
+
+def _from_codes(planes: Planes, given: Any, x: Tensor, ends: Tensor) -> Tensor:
+    out: Tensor = phi._grouped_few(x, *planes, ends, *given)
+    return out
+
+
+def _decoded_first(planes: Planes, given: Any, x: Tensor, ends: Tensor) -> Tensor:
+    weight = phi.decode(*planes, *given, x.dtype)
+    return torch._grouped_mm(x, weight.transpose(-2, -1), ends)
+
+
+ONE_WAY: Ways = {"": _product}
+BOTH_WAYS: Ways = {", from codes": _from_codes, ", decoded first": _decoded_first}
 
 
 def check(of: Grouped, x: Tensor, ends: Tensor) -> None:
@@ -130,12 +143,13 @@ def measure(mixture: Mixture, tokens: int, of: Grouped, bandwidth: float) -> dic
     }
 
 
-def measured(bandwidth: float) -> list[dict[str, Any]]:
+def measured(bandwidth: float, rows: list[int]) -> list[dict[str, Any]]:
     found = []
     for mixture in MIXTURES:
         torch_us: dict[int, float] = {}
-        for of in contenders(mixture):
-            for tokens in TOKENS:
+        many = [each * mixture.experts // mixture.taken for each in rows] or TOKENS
+        for of in contenders(mixture, BOTH_WAYS if rows else ONE_WAY):
+            for tokens in many:
                 row = measure(mixture, tokens, of, bandwidth)
                 torch_us.setdefault(tokens, row["us"])
                 found.append(row | {"times_torch": torch_us[tokens] / row["us"]})
@@ -143,7 +157,11 @@ def measured(bandwidth: float) -> list[dict[str, Any]]:
 
 
 def arguments() -> argparse.Namespace:
-    return parsed(gpu_parser(__doc__))
+    parser = gpu_parser(__doc__)
+    parser.add_argument(
+        "--rows", nargs="+", type=int, default=[], help="for each expert, on average"
+    )
+    return parsed(parser)
 
 
 def main() -> None:
@@ -151,7 +169,7 @@ def main() -> None:
     torch.manual_seed(0)
     about = gpu_environment("benchmarks.cuda_experts")
     with torch.inference_mode():
-        found = measured(copy_bandwidth())
+        found = measured(copy_bandwidth(), options.rows)
     print(json.dumps(about, indent=1))
     header = ["mixture", "what", "tokens", "us", "of copy", "x torch"]
     print(table(header, (list(row.values()) for row in found)))

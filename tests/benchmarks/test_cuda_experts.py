@@ -49,3 +49,8 @@ def test_main(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     found = json.loads(path.read_text())["experts"]
     assert {row["what"] for row in found} == {"torch bf16", "phiquant index", "phiquant index+4"}
     assert all(row["us"] > 0 for row in found)
+    monkeypatch.setattr(sys, "argv", ["cuda_experts", "--json", str(path), "--rows", "6"])
+    cuda_experts.main()
+    found = json.loads(path.read_text())["experts"]
+    assert {row["tokens"] for row in found} == {15}
+    assert "phiquant index+4, decoded first" in {row["what"] for row in found}
