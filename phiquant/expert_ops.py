@@ -60,6 +60,8 @@ def _grouped_linear_cuda(x: Tensor, *arguments: Any) -> Tensor:
     planes, ends, layout = _split(arguments)
     _check(x, planes, ends, layout[0])
     experts, tokens = planes.scale.shape[0], x.shape[0]
+    if not experts:
+        return x.new_zeros((tokens, planes.scale.shape[-2]))
     lossy = planes.remainder is None and planes.exceptions is None
     joined = _is_grouped_by_torch(x, planes, layout[0])
     if lossy and x.dtype != torch.float64 and experts <= _MOST_EXPERTS:

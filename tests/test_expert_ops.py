@@ -74,6 +74,18 @@ def test_products_and_their_gradients(kind: str, ends: list[int]) -> None:
     torch.testing.assert_close(x.grad, y.grad)
 
 
+@pytest.mark.parametrize(
+    "call", [phi.grouped_linear, expert_ops._grouped_linear_cuda], ids=["cpu", "cuda"]
+)
+def test_without_experts_all_is_zero(call: Callable[..., Tensor]) -> None:
+    """A GPU's way there does not ask the device."""
+    of = experts("lossy")
+    planes = (None if p is None else p[:0] for p in of.planes)
+    ends = torch.empty(0, dtype=torch.int32)
+    product = call(torch.randn(3, 600), *planes, ends, *of.op_arguments)
+    assert torch.equal(product, torch.zeros(3, 6))
+
+
 def test_each_product_is_the_others_gradient() -> None:
     of = experts("lossy")
     arguments = (*of.planes, torch.tensor([2, 2, 3, 5]), *of.op_arguments)

@@ -144,6 +144,7 @@ void launch(const GroupedTask& task, cudaStream_t stream) {
                     static_cast<unsigned>(task.experts));
   const auto bytes = static_cast<size_t>(task.tokens * task.out_features) * sizeof(T);
   cudaMemsetAsync(task.out, 0, bytes, stream);
+  if (task.experts == 0) return;
   multiply_experts<T><<<blocks, kThreads, 0, stream>>>(task, nibbles, aligned);
 }
 
@@ -151,7 +152,7 @@ void launch(const GroupedTask& task, cudaStream_t stream) {
 
 void multiply_grouped(const GroupedTask& task, cudaStream_t stream) {
   if (task.tokens == 0 || task.out_features == 0) return;
-  if (multiplies_sixteen(task)) return multiply_sixteen(task, stream);
+  if (task.experts > 0 && multiplies_sixteen(task)) return multiply_sixteen(task, stream);
   switch (task.dtype) {
     case Dtype::kFloat32:
       return launch<float>(task, stream);
