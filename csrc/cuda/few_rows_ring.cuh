@@ -105,11 +105,4 @@ __device__ __forceinline__ uint4 quad_at(uint32_t address) {
   return words;
 }
 
-template <int at>
-__device__ __forceinline__ void put_quad(uint32_t address, const uint32_t (&words)[4]) {
-  asm volatile("st.shared.v4.u32 [%0 + %1], {%2, %3, %4, %5};" ::"r"(address), "n"(at),
-               "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
-               : "memory");
-}
-
 }  // namespace phiquant::cuda

@@ -50,9 +50,9 @@ __device__ __forceinline__ void store_tiles(const ProductTask& task, const Cut& 
     const int tile = i / kSums, j = i % kSums;
     const int64_t row = cut.first_row(tile) + j / rows;
     if (j % rows >= task.m || row >= task.out_features) continue;
-    const int last = cut.warp_of((tile + 1) * cut.stages - 1);
+    const int last = cut.shares.warp_of((tile + 1) * cut.stages - 1);
     float sum = 0;
-    for (int warp = cut.warp_of(tile * cut.stages); warp <= last; warp++)
+    for (int warp = cut.shares.warp_of(tile * cut.stages); warp <= last; warp++)
       sum += partial[(warp + tile) * kSums + j];
     store_sum<T>(task, j % rows, row, sum);
   }

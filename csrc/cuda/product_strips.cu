@@ -28,9 +28,9 @@ __device__ __forceinline__ void store_tiles(const ProductTask& task, const TileC
     const int tile = i / kSums, j = i % kSums, m = j % rows_of_x;
     const int64_t row = cut.first_row(tile) + j / rows_of_x;
     if (m >= task.m || row >= task.out_features) continue;
-    const int last = cut.warp_of((tile + 1) * cut.blocks - 1);
+    const int last = cut.shares.warp_of((tile + 1) * cut.blocks - 1);
     float sum = 0;
-    for (int warp = cut.warp_of(tile * cut.blocks); warp <= last; warp++)
+    for (int warp = cut.shares.warp_of(tile * cut.blocks); warp <= last; warp++)
       sum += partial[(warp + tile) * kSums + j];
     store_sum<__nv_bfloat16>(task, m, row, sum);
   }
@@ -48,11 +48,12 @@ __global__ void __launch_bounds__(kMostWarps * 32, 1)
   Table::fill(memory, warp, warps, lane);
   __syncthreads();
   const TileCut cut(task.out_features, shape.blocks, warps);
-  const int begin = cut.begin(warp);
+  const int begin = cut.shares.begin(warp);
   Part part{task, shape, lane, warp, partial, {}, {}};
   part.begin();
   const StripWalk walk{shape, task.planes, task.remainder, memory, lane};
-  walk.run(ProductPlace{begin / cut.blocks, begin % cut.blocks}, cut.begin(warp + 1) - begin, part);
+  walk.run(ProductPlace{begin / cut.blocks, begin % cut.blocks}, cut.shares.begin(warp + 1) - begin,
+           part);
   __syncthreads();
   store_tiles<rows_of_x>(task, cut, partial);
 }

@@ -1,9 +1,10 @@
+// How products of up to 16 rows of x are cut, so that they take least time.
 #include "sixteen_launch.cuh"
 
 namespace phiquant::cuda {
 namespace {
 
-constexpr double kBlock = 4;  // to begin one after another, in tiles of a warp
+constexpr double kBlockCost = 4;  // of one block that follows another, in tiles of a warp
 
 int ceil_div(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
 
@@ -19,8 +20,8 @@ struct RingSizes {
   }
 };
 
-// Fitted to products of eight shapes, in tiles of a warp: a step costs two tiles besides its own;
-// the tallest pass has no registers left.
+// Fitted by hand to products of six shapes, in tiles of a warp: a step costs two tiles besides its
+// own; the tallest pass has no registers left.
 double cost_of_pass(int steps, int tall) {
   const double spilled = tall == kMostTall ? 1.2 : 0;
   return steps * (tall + spilled + 2) + 6;
@@ -71,7 +72,7 @@ SixteenCut cut_experts(const SixteenPlan& plan) {
     cut.columns = ceil_div(plan.groups, kQuad) * kQuad;
     cut.units = units_of(plan, cut);
     const int steps = ceil_div(cut.columns, kColumnWarps);
-    cut.cost = ceil_div(cut.clusters, processors) * (cost_of_pass(steps, cut.tall) + kBlock);
+    cut.cost = ceil_div(cut.clusters, processors) * (cost_of_pass(steps, cut.tall) + kBlockCost);
     if (cut.fits() && (!best.fits() || cut.cost < best.cost)) best = cut;
   }
   return best;

@@ -17,7 +17,7 @@ struct SixteenRows {
   }
 };
 
-// The same where all there are are meant, and known.
+// Those rows; without experts all there are, which the compiler knows to begin with the first.
 template <class Shape>
 struct RowsOf {
   const SixteenPlan& plan;
@@ -32,9 +32,7 @@ struct RowsOf {
 
 // The experts that have rows, in order.
 struct ExpertFinder {
-  static constexpr int kWarps = kSixteenThreads / 32;
-
-  int counts[kWarps];
+  int counts[kColumnWarps];  // of warps
 
   // By all threads: rows of x of the expert that has rows and before which `number` others have;
   // false if there is none. What `ends` say is taken within all rows. A barrier has to follow.
@@ -52,7 +50,7 @@ struct ExpertFinder {
       if (lane == 0) counts[thread / 32] = __popc(some);
       __syncthreads();
       int rank = before + __popc(some & ((1u << lane) - 1));
-      for (int warp = 0; warp < kWarps; warp++) {
+      for (int warp = 0; warp < kColumnWarps; warp++) {
         if (warp < thread / 32) rank += counts[warp];
         before += counts[warp];
       }

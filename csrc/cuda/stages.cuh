@@ -4,6 +4,7 @@
 #pragma once
 
 #include "kernels.h"
+#include "shares.cuh"
 
 namespace phiquant::cuda {
 
@@ -13,27 +14,18 @@ inline constexpr int kChunk = 8;  // groups whose scale words a lane loads toget
 
 struct Cut {
   int64_t out_features;
-  int groups;       // of a row
-  int tiles;        // of this block
-  int stages;       // of a tile
-  int share, more;  // stages of a warp, but of the first `more` warps, which have one more
+  int groups;         // of a row
+  int tiles;          // of this block
+  int stages;         // of a tile
+  WarpShares shares;  // of the stages of all tiles
 
   __device__ __forceinline__ Cut(const ProductTask& task, int groups_of_row, int warps)
       : out_features(task.out_features),
         groups(groups_of_row),
-        stages((groups_of_row + kStageGroups - 1) / kStageGroups) {
-    const auto all = static_cast<int>((out_features + kTile - 1) / kTile);
-    const auto blocks = static_cast<int>(gridDim.x);
-    tiles = (all - static_cast<int>(blockIdx.x) + blocks - 1) / blocks;
-    share = tiles * stages / warps;
-    more = tiles * stages % warps;
-  }
+        tiles(tiles_of_block(out_features, kTile)),
+        stages((groups_of_row + kStageGroups - 1) / kStageGroups),
+        shares(tiles * stages, warps) {}
 
-  __device__ __forceinline__ int begin(int warp) const { return warp * share + min(warp, more); }
-  __device__ __forceinline__ int warp_of(int stage) const {
-    const int first = more * (share + 1);
-    return stage < first ? stage / (share + 1) : more + (stage - first) / share;
-  }
   __device__ __forceinline__ int64_t first_row(int tile) const {
     return (blockIdx.x + int64_t{static_cast<unsigned>(tile)} * gridDim.x) * kTile;
   }
@@ -48,9 +40,9 @@ struct Place {
   int tile, stage, left;
 
   __device__ __forceinline__ Place(const Cut& cut, int warp)
-      : tile(cut.begin(warp) / cut.stages),
-        stage(cut.begin(warp) % cut.stages),
-        left(cut.begin(warp + 1) - cut.begin(warp)) {}
+      : tile(cut.shares.begin(warp) / cut.stages),
+        stage(cut.shares.begin(warp) % cut.stages),
+        left(cut.shares.begin(warp + 1) - cut.shares.begin(warp)) {}
 
   // By as many stages as are left in this tile at most: whether a tile begins.
   __device__ __forceinline__ bool advance(const Cut& cut, int by = 1) {
