@@ -1,13 +1,17 @@
-"""The product that a compiled graph calls where nothing needs a gradient.
+"""The products that a compiled graph calls where nothing needs a gradient.
 
 The public op's autograd formula is Python, and torch steps into it at every call, needed or not: in
-a graph that costs more than a small product. This op has no formula, and its layout is one number,
-since each argument has its price. Only :mod:`phiquant.aten.products` calls it, under torch.compile;
-an exported program, which outlives its mode, keeps to the public ops.
+a graph that costs more than a small product. ``_linear`` has no formula, and its layout is one
+number, since each argument has its price. Only :mod:`phiquant.aten.products` calls it, under
+torch.compile; an exported program, which outlives its mode, keeps to the public ops.
+
+``_linears`` is several of them with the same input, which a GPU makes at once: beginning and ending
+each costs as much as a small product.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +19,7 @@ from torch import Tensor
 
 from phiquant import ops
 from phiquant.grid import GRIDS
-from phiquant.ops import PLANES, TAGS
+from phiquant.ops import COUNT, PLANES, TAGS
 
 # Bits of each field of the number, from its lowest on: as in csrc/binding/packed.h
 _WIDTHS = (4, 4, 8, 1, 8, 2, 1)
@@ -25,6 +29,12 @@ _STORED = (None, torch.bfloat16, torch.float16, torch.float32)
 _library = torch.library.Library("phiquant", "FRAGMENT")
 _library.define(
     f"_linear(Tensor x, {PLANES}, Tensor? bias, int columns, int layout) -> Tensor", tags=TAGS
+)
+# What the layout does not have, or the caller, is an empty list; others have one entry a weight.
+_library.define(
+    "_linears(Tensor x, Tensor[] index, Tensor[] deviation, Tensor[] deviation_low, "
+    "Tensor[] scale, Tensor[] bias, int columns, int layout) -> Tensor[]",
+    tags=TAGS,
 )
 
 
@@ -78,5 +88,43 @@ def _linear(x: Tensor, *arguments: Any) -> Tensor:
     return product
 
 
-_library.impl("_linear", _linear, "CompositeExplicitAutograd")
-torch.library.register_fake("phiquant::_linear", ops.fake_linear, lib=_library)
+def _linears(x: Tensor, index: list[Tensor], *arguments: Any) -> list[Tensor]:
+    *lists, columns, code = arguments
+    _check_lists(len(index), lists, code)
+    absent = (None,) * len(index)
+    deviation, deviation_low, scale, bias = (given or absent for given in lists)
+    rows = zip(index, deviation, deviation_low, scale, bias, strict=True)
+    return [
+        torch.ops.phiquant._linear(x, *planes, None, None, None, None, b, columns, code)
+        for *planes, b in rows
+    ]
+
+
+def _fake_linears(x: Tensor, index: list[Tensor], *arguments: Any) -> list[Tensor]:
+    *lists, columns, code = arguments
+    _check_lists(len(index), lists, code)
+    planes = (None,) * (COUNT - 1)  # whose sizes no product depends on
+    return [ops.fake_linear(x, one, *planes, None, columns, code) for one in index]
+
+
+def _check_lists(weights: int, lists: Sequence[list[Tensor]], code: int) -> None:
+    deviation_bits, stored = unpack(code)[1], unpack(code)[5]
+    if stored is not None:
+        raise ValueError(f"layout: expected weights that are not exact, got stored dtype {stored}")
+    names = ("deviation", "deviation_low", "scale", "bias")
+    present = (deviation_bits > 0, deviation_bits > 4, True, len(lists[3]) > 0)
+    for name, given, is_present in zip(names, lists, present, strict=True):
+        wanted = weights if is_present else 0
+        if len(given) != wanted:
+            raise ValueError(
+                f"{name}: expected {wanted} tensors, for {weights} weights with {deviation_bits} "
+                f"deviation bits, got {len(given)}"
+            )
+
+
+for _name, _kernel, _fake in (
+    ("_linear", _linear, ops.fake_linear),
+    ("_linears", _linears, _fake_linears),
+):
+    _library.impl(_name, _kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"phiquant::{_name}", _fake, lib=_library)

@@ -1,4 +1,4 @@
-"""torch.ops.phiquant._linear: the public ops' products, with the layout in one number."""
+"""torch.ops.phiquant._linear and _linears: the public ops' products, the layout in one number."""
 
 from __future__ import annotations
 
@@ -86,3 +86,70 @@ def test_layouts_that_are_none_are_refused() -> None:
     *start, code = arguments(weight_of(PhiConfig()), None)
     with pytest.raises(ValueError, match="index_bits must be one of"):
         phi._linear(torch.randn(2, 200), *start, code | 15)
+
+
+ROWS = (6, 16, 1)
+TOGETHER = tuple(PhiConfig(deviation_bits=bits) for bits in (0, 4, 8))
+EVERY_BIAS = pytest.mark.parametrize("with_bias", [False, True], ids=["plain", "bias"])
+
+
+class TestLinears:
+    """Several weights: each product is what _linear makes."""
+
+    def weights(self, config: PhiConfig) -> list[PhiTensor]:
+        torch.manual_seed(0)
+        return [PhiTensor.from_hp(torch.randn(rows, 200), config) for rows in ROWS]
+
+    def arguments(self, weights: list[PhiTensor], with_bias: bool) -> list[Any]:
+        planes = zip(*(weight.planes[:4] for weight in weights), strict=True)
+        lists = [[plane for plane in of if plane is not None] for of in planes]
+        bias = [torch.randn(rows) for rows in ROWS] if with_bias else []
+        columns, *layout = weights[0].op_arguments
+        return [*lists, bias, columns, graph_ops.pack(*layout, False)]
+
+    @EVERY_BIAS
+    @pytest.mark.parametrize("config", TOGETHER, ids=str)
+    @pytest.mark.parametrize("shape", [(200,), (3, 200), (2, 1, 200), (0, 200)], ids=str)
+    def test_each_is_the_product(
+        self, config: PhiConfig, shape: tuple[int, ...], with_bias: bool
+    ) -> None:
+        weights, x = self.weights(config), torch.randn(shape)
+        given = self.arguments(weights, with_bias)
+        products = phi._linears(x, *given)
+        for i, weight in enumerate(weights):
+            bias = given[4][i] if with_bias else None
+            expected = phi._linear(x, *arguments(weight, bias))
+            assert torch.equal(products[i], expected)
+            assert products[i].is_contiguous()
+
+    @EVERY_BIAS
+    @pytest.mark.parametrize("config", TOGETHER, ids=str)
+    def test_opcheck(self, config: PhiConfig, with_bias: bool) -> None:
+        given = self.arguments(self.weights(config), with_bias)
+        opcheck(phi._linears.default, (torch.randn(2, 200), *given))
+
+    @pytest.mark.parametrize("kernel", [phi._linears, graph_ops._fake_linears], ids=["op", "fake"])
+    @pytest.mark.parametrize(
+        ("place", "name", "bits", "wanted", "got"),
+        [
+            (1, "deviation", 4, 3, 2),
+            (2, "deviation_low", 8, 3, 2),
+            (3, "scale", 4, 3, 2),
+            (4, "bias", 4, 3, 2),
+            (1, "deviation", 0, 0, 3),
+            (2, "deviation_low", 4, 0, 3),
+        ],
+    )
+    def test_lists_of_another_length_are_refused(
+        self, kernel: Any, place: int, name: str, bits: int, wanted: int, got: int
+    ) -> None:
+        given = self.arguments(self.weights(PhiConfig(deviation_bits=bits)), with_bias=True)
+        given[place] = given[place][:2] or list(given[0])
+        message = f"^{name}: expected {wanted} tensors, for 3 weights with {bits} .* got {got}"
+        with pytest.raises(ValueError, match=message):
+            kernel(torch.randn(2, 200), *given)
+
+    def test_exact_weights_are_refused(self) -> None:
+        given = self.arguments(self.weights(PhiConfig()), with_bias=False)
+        with pytest.raises(ValueError, match="layout: expected weights that are not exact"):
+            phi._linears(torch.randn(2, 200), *given[:-1], given[-1] | 1 << 25)
