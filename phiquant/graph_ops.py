@@ -6,7 +6,7 @@ number, since each argument has its price. Only :mod:`phiquant.aten.products` ca
 torch.compile; an exported program, which outlives its mode, keeps to the public ops.
 
 ``_linears`` is several of them with the same input, which a GPU makes at once: beginning and ending
-each costs as much as a small product.
+each costs as much as a small product. Only :mod:`phiquant.graph_passes` calls it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._guards import TracingContext
 
 from phiquant import ops
 from phiquant.grid import GRIDS
@@ -25,6 +26,8 @@ from phiquant.ops import COUNT, PLANES, TAGS
 _WIDTHS = (4, 4, 8, 1, 8, 2, 1)
 _LEAST_EXPONENT = -112
 _STORED = (None, torch.bfloat16, torch.float16, torch.float32)
+# Where several products are made at once
+DEVICES = frozenset({"cuda"})
 
 _library = torch.library.Library("phiquant", "FRAGMENT")
 _library.define(
@@ -88,6 +91,15 @@ def _linear(x: Tensor, *arguments: Any) -> Tensor:
     return product
 
 
+def _fake_linear(x: Tensor, index: Tensor, *arguments: Any) -> Tensor:
+    """Dynamo calls this before anything is looked up in a cache: graphs' keys know of the pass."""
+    if index.device.type in DEVICES and TracingContext.try_get() is not None:
+        from phiquant import graph_passes  # it needs Inductor, which importing phiquant does not
+
+        graph_passes.register()
+    return ops.fake_linear(x, index, *arguments)
+
+
 def _linears(x: Tensor, index: list[Tensor], *arguments: Any) -> list[Tensor]:
     *lists, columns, code = arguments
     _check_lists(len(index), lists, code)
@@ -123,7 +135,7 @@ def _check_lists(weights: int, lists: Sequence[list[Tensor]], code: int) -> None
 
 
 for _name, _kernel, _fake in (
-    ("_linear", _linear, ops.fake_linear),
+    ("_linear", _linear, _fake_linear),
     ("_linears", _linears, _fake_linears),
 ):
     _library.impl(_name, _kernel, "CompositeExplicitAutograd")
