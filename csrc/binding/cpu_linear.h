@@ -17,34 +17,51 @@ inline void check_bias(const OptionalTensor& bias, ScalarType dtype, int64_t out
 // Up to so many rows, codes in fp32 are faster than decoded weights on the matrix unit.
 inline constexpr int64_t kFewForMatrixUnit = 4;
 
-// `int8`: rows of x may be rounded to int8 where there is a kernel for that.
-inline Tensor product_of(const LinearArguments& given, bool int8) {
+// How x meets a weight that is not decoded first; if neither, it is.
+struct Way {
+  const CodeKernels* codes;
+  bool int8;
+  bool fused;
+};
+
+// The same for weights of one layout. `int8`: rows of x may be rounded where a kernel is for that.
+inline Way way_of(const LinearArguments& given, bool int8) {
+  if (given.planes.stored.has_value() || given.planes.exceptions.has_value()) return {};
+  const ScalarType dtype = given.x.scalar_type();
+  if (dtype == ScalarType::Double) return {};
   const Kernels& set = kernels();
+  const bool half = dtype == ScalarType::BFloat16;
+  if (const CodeKernels* way = int8 ? code_kernels(given, true) : nullptr)
+    return {way, true, false};
+  if (const CodeKernels* way = half ? code_kernels(given, false) : nullptr) {
+    return {way, false, false};
+  }
+  const bool dense = half && set.tiles != nullptr && given.m > kFewForMatrixUnit;
+  return {nullptr, false, !dense && given.m <= set.fused_rows(given.layout)};
+}
+
+// x is a matrix.
+inline Tensor product_of_decoded(const LinearArguments& given) {
   const ScalarType dtype = given.x.scalar_type();
   if (dtype == ScalarType::Double) return double_linear(given);
-  const Dtype kind = dtype_of("x", dtype);
-  const bool lossy = !given.planes.stored.has_value() && !given.planes.exceptions.has_value();
-  const bool half = kind == Dtype::kBFloat16;
-  if (lossy) {
-    if (const CodeKernels* way = int8 ? code_kernels(given, true) : nullptr) {
-      return int8_linear(*way, given);
-    }
-    if (const CodeKernels* way = half ? code_kernels(given, false) : nullptr) {
-      return code_linear(*way, given, false);
-    }
-    const bool dense = half && set.tiles != nullptr && given.m > kFewForMatrixUnit;
-    if (!dense && given.m <= set.fused_rows(given.layout)) return fused_linear(given);
-  }
-  const DecodedKernels* way = decoded_kernels(kind, given.m);
+  const DecodedKernels* way = decoded_kernels(dtype_of("x", dtype), given.m);
   return way != nullptr ? decoded_linear(*way, given) : blocked_linear(given);
 }
 
-// Checks x and the bias, and multiplies. A matrix x is handed on without a copy of its shape: for a
-// product of 64 x 64 each allocation is one percent.
-inline Tensor linear_of(const Layout& layout, const CheckedPlanes& planes, const Tensor& x,
-                        const OptionalTensor& bias, bool int8) {
-  const int64_t columns = layout.columns, out_features = planes.rows;
-  check_matrix(planes);
+inline Tensor product_of(const LinearArguments& given, bool int8) {
+  const Way way = way_of(given, int8);
+  if (way.codes != nullptr && way.int8) return int8_linear(*way.codes, given);
+  if (way.codes != nullptr) return code_linear(*way.codes, given, false);
+  if (way.fused) return fused_linear(given);
+  if (given.x.dim() == 2) return product_of_decoded(given);
+  LinearArguments flat = given;
+  flat.x = torch::stable::reshape(given.x, {given.m, given.layout.columns});
+  Shape shape = shape_of(given.x);
+  shape.back() = given.out_features;
+  return torch::stable::reshape(product_of_decoded(flat), shape);
+}
+
+inline void check_x(const Tensor& x, int64_t columns) {
   const auto sizes = x.sizes();
   if (sizes.empty()) fail("x: expected at least one dimension, got shape ()");
   if (sizes.back() != columns) {
@@ -54,16 +71,23 @@ inline Tensor linear_of(const Layout& layout, const CheckedPlanes& planes, const
   check_cpu("x", x);
   const ScalarType dtype = x.scalar_type();
   if (dtype != ScalarType::Double) dtype_of("x", dtype);
-  check_bias(bias, dtype, out_features);
-  if (sizes.size() == 2 && sizes[0] > 0 && out_features > 0) {
-    return product_of({layout, planes, dense(x), bias, sizes[0], out_features}, int8);
-  }
-  const Shape leading = leading_of("x", x);
-  const int64_t m = product(leading);
-  if (m == 0 || out_features == 0) return new_tensor(with_last(leading, out_features), dtype);
-  const Tensor flat = reshaped(dense(x), {m, columns});
-  const Tensor result = product_of({layout, planes, flat, bias, m, out_features}, int8);
-  return reshaped(result, with_last(leading, out_features));
+}
+
+// How many there are. A matrix's shape is not copied: for a product of 64 x 64 each allocation is
+// one percent.
+inline int64_t rows_of(const Tensor& x) {
+  return x.dim() == 2 ? x.sizes()[0] : product(leading_of("x", x));
+}
+
+// Checks x and the bias, and multiplies.
+inline Tensor linear_of(const Layout& layout, const CheckedPlanes& planes, const Tensor& x,
+                        const OptionalTensor& bias, bool int8) {
+  check_matrix(planes);
+  check_x(x, layout.columns);
+  check_bias(bias, x.scalar_type(), planes.rows);
+  const LinearArguments given{layout, planes, dense(x), bias, rows_of(x), planes.rows};
+  if (given.m == 0 || given.out_features == 0) return new_out(given, x.scalar_type());
+  return product_of(given, int8);
 }
 
 template <bool int8>

@@ -1,0 +1,146 @@
+// Products of several weights with the same x, of a compiled graph: x is prepared once, and threads
+// begin and end once.
+#pragma once
+
+#include "cpu_linear.h"
+#include "packed.h"
+
+namespace phiquant::cpu {
+
+using Tensors = std::vector<Tensor>;
+using Several = std::vector<LinearArguments>;  // of one x and one layout
+
+// Tasks of several weights, and what they point to.
+template <class Task>
+struct Tasks {
+  std::vector<OptionalTensor> biases;
+  std::vector<Task> all;
+
+  explicit Tasks(size_t count) {
+    biases.reserve(count);
+    all.reserve(count);
+  }
+};
+
+inline Tensors new_outs(const Several& given, ScalarType dtype) {
+  Tensors outs;
+  outs.reserve(given.size());
+  for (const LinearArguments& one : given) outs.push_back(new_out(one, dtype));
+  return outs;
+}
+
+inline Tensors fused_linears(const Several& given) {
+  Tensors outs = new_outs(given, given[0].x.scalar_type());
+  Tasks<FusedTask> tasks(given.size());
+  for (size_t i = 0; i < given.size(); i++) {
+    tasks.biases.push_back(float_bias_of(given[i]));
+    tasks.all.push_back(fused_task(given[i], tasks.biases[i], outs[i].mutable_data_ptr()));
+  }
+  multiply_fused(tasks.all, given[0].x.const_data_ptr());
+  return outs;
+}
+
+// x is of bf16.
+inline Tensors code_linears(const CodeKernels& way, const Several& given, const Tensor& x,
+                            bool int8) {
+  Tensors outs = new_outs(given, ScalarType::BFloat16);
+  Tasks<CodeTask> tasks(given.size());
+  for (size_t i = 0; i < given.size(); i++) {
+    tasks.biases.push_back(float_bias_of(given[i]));
+    tasks.all.push_back(code_task(given[i], tasks.biases[i], outs[i].mutable_data_ptr()));
+  }
+  return multiply_codes(way, tasks.all, x.const_data_ptr(), int8) ? outs : fused_linears(given);
+}
+
+inline Tensors few_int8_linears(const CodeKernels& way, const Several& given, int64_t count) {
+  uint16_t* x = few_as_bfloat16s(given[0], count);
+  uint16_t* sums = x + given[0].m * given[0].layout.columns;
+  Tasks<CodeTask> tasks(given.size());
+  for (const LinearArguments& one : given) {
+    tasks.biases.push_back(float_bias_of(one));
+    tasks.all.push_back(code_task(one, tasks.biases.back(), sums));
+    sums += one.m * one.out_features;
+  }
+  multiply_codes(way, tasks.all, x, true);
+  Tensors outs;
+  outs.reserve(given.size());
+  for (size_t i = 0; i < given.size(); i++) {
+    outs.push_back(widened(given[i], static_cast<const uint16_t*>(tasks.all[i].out)));
+  }
+  return outs;
+}
+
+inline Tensors int8_linears(const CodeKernels& way, const Several& given) {
+  const Tensor& x = given[0].x;
+  const ScalarType dtype = x.scalar_type();
+  if (dtype == ScalarType::BFloat16) return code_linears(way, given, x, true);
+  int64_t count = 0;
+  for (const LinearArguments& one : given) count += one.m * one.out_features;
+  if (are_few(given[0], count)) return few_int8_linears(way, given, count);
+  Tensors outs = code_linears(way, given, torch::stable::to(x, ScalarType::BFloat16), true);
+  for (Tensor& out : outs) out = torch::stable::to(out, dtype);
+  return outs;
+}
+
+inline Tensors products_of(const Several& given, bool int8) {
+  const auto empty = [](const auto& one) { return one.m == 0 || one.out_features == 0; };
+  const bool none = std::any_of(given.begin(), given.end(), empty);
+  const Way way = none || given.empty() ? Way{} : way_of(given[0], int8);
+  if (way.codes != nullptr && way.int8) return int8_linears(*way.codes, given);
+  if (way.codes != nullptr) return code_linears(*way.codes, given, given[0].x, false);
+  if (way.fused) return fused_linears(given);
+  Tensors outs;
+  for (const LinearArguments& one : given) {
+    outs.push_back(linear_of(one.layout, one.planes, one.x, one.bias, int8));
+  }
+  return outs;
+}
+
+inline void check_lists(const Packed& packed, size_t weights, const Tensors& deviation,
+                        const Tensors& deviation_low, const Tensors& scale, const Tensors& bias) {
+  if (packed.stored.has_value()) {
+    fail("layout: expected weights that are not exact, got stored dtype " +
+         dtype_text(*packed.stored));
+  }
+  const int bits = packed.layout.deviation_bits;
+  const auto check = [&](const char* name, const Tensors& given, bool present) {
+    const size_t wanted = present ? weights : 0;
+    if (given.size() == wanted) return;
+    fail(std::string(name) + ": expected " + std::to_string(wanted) + " tensors, for " +
+         std::to_string(weights) + " weights with " + std::to_string(bits) +
+         " deviation bits, got " + std::to_string(given.size()));
+  };
+  check("deviation", deviation, bits > 0);
+  check("deviation_low", deviation_low, bits > 4);
+  check("scale", scale, true);
+  check("bias", bias, !bias.empty());
+}
+
+// What a list that may be empty has for a weight.
+inline OptionalTensor entry(const Tensors& list, size_t i) {
+  return list.empty() ? OptionalTensor() : OptionalTensor(list[i]);
+}
+
+inline Tensors linears(const Tensor& x, const Tensors& index, const Tensors& deviation,
+                       const Tensors& deviation_low, const Tensors& scale, const Tensors& bias,
+                       int64_t columns, int64_t layout) {
+  const Packed packed = unpacked(columns, layout);
+  check_lists(packed, index.size(), deviation, deviation_low, scale, bias);
+  check_x(x, columns);
+  const Tensor rows = dense(x);
+  std::vector<CheckedPlanes> planes;
+  Several given;
+  planes.reserve(index.size());  // which keeps them where `given` looks for them
+  given.reserve(index.size());
+  for (size_t i = 0; i < index.size(); i++) {
+    const GivenPlanes of{
+        index[i], entry(deviation, i), entry(deviation_low, i), scale[i], {}, {}, {}, {}};
+    const CheckedPlanes& one = planes.emplace_back(check_planes(of, packed.layout, std::nullopt));
+    check_matrix(one);
+    given.push_back({packed.layout, one, rows, entry(bias, i), rows_of(x), one.rows});
+    check_bias(given.back().bias, x.scalar_type(), one.rows);
+  }
+  return products_of(given, packed.int8);
+}
+
+}  // namespace phiquant::cpu
