@@ -5,8 +5,9 @@ a graph that costs more than a small product. ``_linear`` has no formula, and it
 number, since each argument has its price. Only :mod:`phiquant.aten.products` calls it, under
 torch.compile; an exported program, which outlives its mode, keeps to the public ops.
 
-``_linears`` is several of them with the same input, which a GPU makes at once: beginning and ending
-each costs as much as a small product. Only :mod:`phiquant.graph_passes` calls it.
+``_linears`` is several of them with the same input, which compiled kernels make at once: to begin
+and to wait for all threads costs as much as a small product. Only :mod:`phiquant.graph_passes`
+calls it.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from phiquant.ops import COUNT, PLANES, TAGS
 _WIDTHS = (4, 4, 8, 1, 8, 2, 1)
 _LEAST_EXPONENT = -112
 _STORED = (None, torch.bfloat16, torch.float16, torch.float32)
-# Where several products are made at once
-DEVICES = frozenset({"cuda"})
+# Where several products are made at once: the reference makes one after the other
+DEVICES = frozenset({"cpu"} if ops.compiled else ())
 
 _library = torch.library.Library("phiquant", "FRAGMENT")
 _library.define(

@@ -1,8 +1,9 @@
 """What Inductor does with products of a compiled graph: those of the same input become one call.
 
-Beginning and ending is a good part of a small product's time on a GPU: queries, keys and values, or
-the two halves of a gated layer, are made by one kernel. This module needs Inductor: it is imported
-only when a product on such a device is traced, by :mod:`phiquant.graph_ops`, which registers it.
+To begin and to wait for all threads is a good part of a small product's time: queries, keys and
+values, or the two halves of a gated layer, share one beginning and one end. This module needs
+Inductor: it is imported only when a product is traced on a device whose kernels gain by it, by
+:mod:`phiquant.graph_ops`, which registers it.
 """
 
 from __future__ import annotations
@@ -25,8 +26,7 @@ from phiquant import graph_ops
 from phiquant.ops import COUNT
 
 MOST = 3  # products of one call
-ROWS = 16  # of x: more have enough to do in a kernel of their own
-TILE = 16  # rows of a weight that a kernel takes together
+ROWS = 16  # of x: more have enough to do in a call of their own
 _TAKES_LISTS = hasattr(custom_graph_pass, "get_custom_graph_passes")
 
 _product = torch.ops.phiquant._linear.default
@@ -42,7 +42,7 @@ class JoinProducts(CustomGraphPass):
     ``super().__call__(graph)``; their ``uuid`` has to be another then.
 
     Args:
-        devices: types of devices whose products are joined; the default is "cuda" alone.
+        devices: types of devices whose products are joined; by default those whose kernels gain.
     """
 
     def __init__(self, devices: Collection[str] | None = None) -> None:
@@ -91,8 +91,8 @@ def _warn() -> None:
 def join_products(graph: Graph, devices: Collection[str] = graph_ops.DEVICES) -> None:
     """Replace products with the same input by one call where the first of them is.
 
-    They are of at most 16 rows, known while compiling, and of weights that are not exact, have one
-    layout and a multiple of 16 rows; with a bias each or none.
+    They are of at most 16 rows, known while compiling, and of weights that are not exact and have
+    one layout; with a bias each or none.
     """
     for run in _runs(graph, devices):
         pieces = -(-len(run) // MOST)
@@ -137,7 +137,7 @@ def _key(node: Node, devices: Collection[str]) -> tuple[Any, ...] | None:
         return None
     rows, weight_rows = math.prod(sizes[0][:-1]), sizes[1][0]
     exact = any(plane is not None for plane in planes[4:]) or _is_exact(code)
-    if exact or not 0 < rows <= ROWS or weight_rows == 0 or weight_rows % TILE:
+    if exact or not 0 < rows <= ROWS or weight_rows == 0:
         return None
     return x, columns, code, bias is None
 

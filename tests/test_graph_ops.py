@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -153,3 +154,80 @@ class TestLinears:
         given = self.arguments(self.weights(PhiConfig()), with_bias=False)
         with pytest.raises(ValueError, match="layout: expected weights that are not exact"):
             phi._linears(torch.randn(2, 200), *given[:-1], given[-1] | 1 << 25)
+
+
+@pytest.fixture(params=[1, None], ids=["one thread", "threads"])
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param or before)
+    yield
+    torch.set_num_threads(before)
+
+
+class TestRowsOfAllWeights:
+    """Shares of several weights' rows that threads take, some of two weights: the same bits."""
+
+    def given(
+        self, rows: tuple[int, ...], config: PhiConfig, int8: bool = False
+    ) -> tuple[list[PhiTensor], list[Any]]:
+        torch.manual_seed(0)
+        weights = [PhiTensor.from_hp(torch.randn(n, 576), config) for n in rows]
+        planes = zip(*(weight.planes[:4] for weight in weights), strict=True)
+        lists = [[plane for plane in of if plane is not None] for of in planes]
+        columns, *layout = weights[0].op_arguments
+        return weights, [*lists, [], columns, graph_ops.pack(*layout, int8)]
+
+    @pytest.mark.usefixtures("threads")
+    @EVERY_BIAS
+    @pytest.mark.parametrize("int8", [False, True], ids=["as it is", "int8"])
+    @pytest.mark.parametrize("config", TOGETHER, ids=["index", "index+4", "index+8"])
+    def test_same_bits(self, config: PhiConfig, int8: bool, with_bias: bool) -> None:
+        rows = (40, 17, 192, 1)
+        weights, given = self.given(rows, config, int8)
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            biases = [torch.randn(n).to(dtype) for n in rows] if with_bias else []
+            given[4] = biases
+            for m in (1, 3, 8, 20):
+                x = torch.randn(m, 1, 576).to(dtype)
+                found = phi._linears(x, *given)
+                for product, weight, bias in zip(found, weights, biases or [None] * 4, strict=True):
+                    expected = phi._linear(x, *arguments(weight, bias, int8))
+                    assert torch.equal(product, expected), (dtype, m, weight.shape)
+
+    @pytest.mark.parametrize("rows", [(), (40,), (40, 0, 17)], ids=str)
+    def test_none_one_and_an_empty_one(self, rows: tuple[int, ...]) -> None:
+        weights, given = self.given((40, 40, 40), PhiConfig())
+        for place in (0, 1, 3):
+            given[place] = [plane[:n] for plane, n in zip(given[place], rows, strict=False)]
+        x = torch.randn(2, 576)
+        found = phi._linears(x, *given)
+        assert [product.shape for product in found] == [(2, n) for n in rows]
+        for product, weight, n in zip(found, weights, rows, strict=False):
+            assert torch.equal(product, phi._linear(x, *arguments(weight, None))[:, :n])
+
+    @pytest.mark.usefixtures("threads")
+    def test_values_that_no_form_of_codes_holds(self) -> None:
+        weights, given = self.given((40, 17), PhiConfig(deviation_bits=0))
+        x = torch.randn(3, 576, dtype=torch.bfloat16)
+        x[1, 0], x[2, 1] = torch.inf, 1e-30
+        found = phi._linears(x, *given)
+        for product, weight in zip(found, weights, strict=True):
+            expected = phi._linear(x, *arguments(weight, None))
+            torch.testing.assert_close(product, expected, rtol=0, atol=0, equal_nan=True)
+
+    @pytest.mark.usefixtures("threads")
+    @pytest.mark.parametrize("int8", [False, True], ids=["as it is", "int8"])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    def test_a_corrupt_scale_word(self, dtype: torch.dtype, int8: bool) -> None:
+        _, given = self.given((64, 48, 192), PhiConfig(deviation_bits=0), int8)
+        given[3][1][20, 3] = 0x7C00
+        with pytest.raises(ValueError, match="scale: a word is not a normal fp16 number"):
+            phi._linears(torch.randn(1, 576, dtype=dtype), *given)
+
+    def test_inputs_that_do_not_fit(self) -> None:
+        _, given = self.given((16, 8), PhiConfig())
+        with pytest.raises(ValueError, match=r"x: expected a last dimension of 576"):
+            phi._linears(torch.randn(2, 64), *given)
+        given[4] = [torch.randn(16), torch.randn(16)]
+        with pytest.raises(ValueError, match=r"bias: expected .* of shape"):
+            phi._linears(torch.randn(2, 576), *given)

@@ -124,7 +124,6 @@ APART: dict[str, Callable[[], Products]] = {
     "a bias on one": one_bias,
     "a bias made later": lambda: LateBias(16, 16),
     "a plane written between": lambda: Written(16, 16),
-    "no whole tiles": lambda: Products(24, 40),
 }
 
 
@@ -134,10 +133,14 @@ def test_others_stay_apart(case: str) -> None:
 
 
 def test_devices_that_gain_nothing_are_left_alone() -> None:
-    assert Products(16, 16).joined(devices=graph_ops.DEVICES) == [1, 1]
+    assert Products(16, 16).joined(devices=("cuda",)) == [1, 1]
+
+
+def test_weights_of_any_rows() -> None:
+    assert Products(24, 1, 17).joined() == [3]
 
 
 def test_what_stays_apart_does_not_keep_others() -> None:
-    products = Products(16, 24, 16, 32, 16)
+    products = Products(16, 24, 16, 32)
     products.biases[3] = torch.randn(32)
-    assert products.joined() == [3, 1, 1]
+    assert products.joined() == [3, 1]

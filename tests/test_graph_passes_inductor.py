@@ -15,7 +15,7 @@ from torch._inductor.utils import fresh_cache, run_and_get_code
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import phiquant
-from phiquant import PhiTensor, graph_ops, graph_passes
+from phiquant import PhiTensor, graph_ops, graph_passes, ops
 from phiquant.graph_passes import JoinProducts
 
 phi = torch.ops.phiquant
@@ -30,8 +30,12 @@ def nothing_registered() -> Iterator[None]:
 
 
 def test_caches_tell_passes_apart() -> None:
-    assert JoinProducts().uuid() == JoinProducts(["cuda"]).uuid()
-    assert JoinProducts().uuid() != JoinProducts(["cpu"]).uuid()
+    assert JoinProducts().uuid() == JoinProducts(graph_ops.DEVICES).uuid()
+    assert JoinProducts(["cpu"]).uuid() != JoinProducts(["cpu", "cuda"]).uuid()
+
+
+def test_only_compiled_kernels_gain_by_it() -> None:
+    assert ({"cpu"} if ops.compiled else set()) == graph_ops.DEVICES
 
 
 class Noting(graph_passes.CustomGraphPass):
@@ -88,10 +92,11 @@ class TestRegister:
         graph_passes.register()
         assert self.types() == [Derived]
 
-    def test_the_fake_of_a_product_on_a_gpu_registers(self) -> None:
+    def test_the_fake_of_a_product_registers(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(graph_ops, "DEVICES", frozenset({"cpu"}))
         weight = PhiTensor.from_hp(torch.randn(16, COLUMNS))
         columns, *layout = weight.op_arguments
-        for device, found in (("cpu", type(None)), ("cuda", JoinProducts)):
+        for device, found in (("cuda", type(None)), ("cpu", JoinProducts)):
             with FakeTensorMode():
                 planes = [
                     None if plane is None else torch.empty(plane.shape, device=device)
@@ -114,7 +119,7 @@ class Heads(nn.Module):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 class TestCompile:
-    """The whole way, with CPUs among the devices."""
+    """The whole way, also where nothing is compiled."""
 
     @pytest.fixture(autouse=True)
     def on_a_cpu(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
