@@ -203,7 +203,8 @@ class TestRowsOfAllWeights:
         found = phi._linears(x, *given)
         assert [product.shape for product in found] == [(2, n) for n in rows]
         for product, weight, n in zip(found, weights, rows, strict=False):
-            assert torch.equal(product, phi._linear(x, *arguments(weight, None))[:, :n])
+            expected = phi._linear(x, *arguments(weight, None))[:, :n]
+            torch.testing.assert_close(product, expected)  # torch's own sums depend on how many
 
     @pytest.mark.usefixtures("threads")
     def test_values_that_no_form_of_codes_holds(self) -> None:
