@@ -28,6 +28,9 @@ class Choice(Protocol):
     def drafted(self, logits: Tensor) -> Tensor:
         """The same for a draft, whose logits :meth:`settle` may come back to."""
 
+    def given(self, tokens: Tensor) -> Tensor:
+        """Tokens ``[sequences, 1]`` that were proposed without a draft, as they are."""
+
     def settle(self, block: Tensor, logits: Tensor, decide: Decide) -> Verdict:
         """What follows the first token of each block.
 
@@ -56,6 +59,9 @@ class Greedy:
 
     def drafted(self, logits: Tensor) -> Tensor:
         return logits.argmax(-1, keepdim=True)
+
+    def given(self, tokens: Tensor) -> Tensor:
+        return tokens
 
     def settle(self, block: Tensor, logits: Tensor, decide: Decide) -> Verdict:
         best, close = logits.argmax(-1), torch.zeros_like(block)
@@ -90,8 +96,9 @@ class Sampling:
     """Tokens drawn from the model's distribution, by rejecting some of the draft's.
 
     A drafted token is kept with probability min(1, p / q), p being the model's probability of it
-    and q the draft's; the first that is not is replaced by one from what p has above q. What comes
-    out is distributed as p (Leviathan, Kalman and Matias, 2023).
+    and q the draft's, 1 of a token that is no draft's; the first that is not is replaced by one
+    from what p has above q. What comes out is distributed as p (Leviathan, Kalman and Matias,
+    2023).
 
     Args:
         temperature, top_k, top_p: of both distributions, as transformers applies them.
@@ -107,7 +114,7 @@ class Sampling:
     ) -> None:
         self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
         self.generator = generator
-        self.drafts: list[Tensor] = []
+        self.drafts: list[Tensor] = []  # probabilities, or tokens that were given
 
     def first(self, logits: Tensor) -> Tensor:
         return self._draw(self.probabilities(logits))
@@ -116,9 +123,16 @@ class Sampling:
         self.drafts.append(self.probabilities(logits))
         return self._draw(self.drafts[-1])
 
+    def given(self, tokens: Tensor) -> Tensor:
+        self.drafts.append(tokens)
+        return tokens
+
     def settle(self, block: Tensor, logits: Tensor, decide: Decide) -> Verdict:
         wanted = self.probabilities(logits)
-        had = torch.stack([*self.drafts, torch.zeros_like(wanted[:, 0])], 1)
+        none = torch.zeros_like(wanted[:, 0])
+        # What was given had no other chance.
+        drafts = [q if q.is_floating_point() else none.scatter(1, q, 1.0) for q in self.drafts]
+        had = torch.stack([*drafts, none], 1)
         self.drafts = []
         of_drafted = block[:, 1:, None]
         p, q = (x[:, :-1].gather(-1, of_drafted)[..., 0] for x in (wanted, had))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from phiquant.speculative.draft import draft as draft_of
 from phiquant.speculative.pace import Pace
 from phiquant.speculative.passes import Passes
-from phiquant.speculative.trust import Trust
+from phiquant.speculative.stepwise import Stepwise
 from phiquant.tensor import PhiTensor
 
 _KEY = "_phiquant_runner"
@@ -30,7 +30,7 @@ class Runner:
         self.drafted: nn.Module | None = None
         self.wide: int | None = None
         self.kept: dict[tuple[Any, ...], Passes] = {}
-        self.paces: dict[tuple[Any, ...], Pace] = {}
+        self.paces: dict[tuple[Any, ...], Pace | Stepwise] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         return None
@@ -69,7 +69,7 @@ class Runner:
 
     def pace(
         self, ids: Tensor, compile: bool, fixed: int | None, draft: nn.Module, width: int | None
-    ) -> Pace:
+    ) -> Pace | Stepwise:
         """What was learnt of drafting for so many sequences; a fixed number learns nothing."""
         choices: tuple[int, ...] = _COMPILED if compile else _CHOICES
         if width is not None:
@@ -77,8 +77,8 @@ class Runner:
         if fixed is not None:
             return Pace(choices, fixed)
         # Passes that are made for a number of tokens keep to it, and a GPU is not waited for.
-        ends_early = len(ids) == 1 and not compile and not ids.is_cuda
-        made = Pace(choices, trust=Trust() if ends_early else None)
+        stepwise = len(ids) == 1 and not compile and not ids.is_cuda
+        made = Stepwise(max(choices)) if stepwise else Pace(choices)
         if draft is not self.drafted:
             return made
         return self.paces.setdefault((len(ids), compile, ids.is_cuda), made)

@@ -43,6 +43,7 @@ class Round:
     """One verification: tokens that were drafted, accepted and put out, over all sequences.
 
     ties: passes of one token that settled near ties. deep: passes of the model that verified.
+    repeated: tokens that were proposed since the text had them before. echoed: those accepted.
     """
 
     drafted: int
@@ -51,6 +52,8 @@ class Round:
     passes: int
     ties: int
     deep: int = 1
+    repeated: int = 0
+    echoed: int = 0
 
 
 @dataclass
@@ -76,6 +79,16 @@ class Statistics:
     def acceptance(self) -> float:
         """The share of drafted tokens that were accepted; 0 if none was drafted."""
         return self.accepted / max(self.drafted, 1)
+
+    @property
+    def repeated(self) -> int:
+        """Tokens that were proposed since the text had them before, which takes no pass."""
+        return sum(r.repeated for r in self.rounds)
+
+    @property
+    def echoed(self) -> int:
+        """How many of them were accepted."""
+        return sum(r.echoed for r in self.rounds)
 
     @property
     def draft_passes(self) -> int:
@@ -120,6 +133,7 @@ class Statistics:
         return (
             f"{self.new_tokens} tokens, {self.tokens_per_second:.1f} a second; "
             f"{self.accepted} of {self.drafted} drafted tokens accepted, "
+            f"{self.echoed} of {self.repeated} repeated ones, "
             f"{self.tokens_per_pass:.2f} tokens a deep pass, {self.ties} near ties; "
             f"{self.planes_per_token:.2f} planes and {self.bytes_per_token / 1e6:.1f} MB a token"
         )

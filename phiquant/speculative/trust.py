@@ -1,34 +1,50 @@
-"""How far a draft is to be trusted: how often its tokens hold, by its probability of them."""
+"""How far a proposed token is to be trusted: how often tokens of its kind hold.
+
+Kinds are numbers: of a drafted token how likely its draft takes it to be, in tenths; of one that
+the text repeats how long the repeated tokens are.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-_PARTS = 10  # of the probabilities between 0 and 1, each with a chance of its own
+from phiquant.speculative.repeats import LENGTHS
+
+_PARTS = 10  # of the probabilities between 0 and 1
 _GUESS = 4.0  # tokens that the first guess weighs as much as
+_REPEATED = {2: 0.25, 3: 0.4, 4: 0.6, 5: 0.7}  # a first guess, from chats with SmolLM2
+
+
+def kind_of_draft(probability: float) -> int:
+    return min(int(probability * _PARTS), _PARTS - 1)
+
+
+def kind_of_repeat(length: int) -> int:
+    return _PARTS + LENGTHS.index(length)
+
+
+def is_repeat(kind: int) -> bool:
+    return kind >= _PARTS
 
 
 class Trust:
-    """Learns how often a drafted token is accepted, if those before it were.
+    """Learns how often a token of a kind is accepted, if those before it were.
 
-    The first guess is 1/3 where the draft gives its token no chance, and 1 where it is certain.
+    The first guess of drafted tokens is 1/3 where the draft gives them no chance, and 1 where it is
+    certain.
     """
 
     def __init__(self) -> None:
-        self.tried = [_GUESS] * _PARTS
-        self.kept = [_GUESS * (1 + 2 * (part + 0.5) / _PARTS) / 3 for part in range(_PARTS)]
+        guesses = [(1 + 2 * (part + 0.5) / _PARTS) / 3 for part in range(_PARTS)]
+        guesses += [_REPEATED[length] for length in LENGTHS]
+        self.tried = [_GUESS] * len(guesses)
+        self.kept = [_GUESS * guess for guess in guesses]
 
-    def chance(self, probability: float) -> float:
-        part = _part(probability)
-        return self.kept[part] / self.tried[part]
+    def chance(self, kind: int) -> float:
+        return self.kept[kind] / self.tried[kind]
 
-    def observe(self, probabilities: Sequence[float], accepted: int) -> None:
-        """The draft's probabilities of its tokens, of which the first `accepted` were."""
-        for number, probability in enumerate(probabilities[: accepted + 1]):
-            part = _part(probability)
-            self.tried[part] += 1
-            self.kept[part] += number < accepted
-
-
-def _part(probability: float) -> int:
-    return min(int(probability * _PARTS), _PARTS - 1)
+    def observe(self, kinds: Sequence[int], accepted: int) -> None:
+        """Tokens of these kinds, of which the first `accepted` held."""
+        for number, kind in enumerate(kinds[: accepted + 1]):
+            self.tried[kind] += 1
+            self.kept[kind] += number < accepted

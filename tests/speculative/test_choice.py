@@ -71,6 +71,25 @@ def test_settled_tokens_have_the_wanted_distribution(
         assert not counts[wanted == 0].any()
 
 
+@pytest.mark.parametrize("drafted", [0, 2])
+def test_tokens_that_are_given_change_no_distribution(drafted: int) -> None:
+    """As what a text repeats: certain of themselves, likely or not."""
+    words, p = 8, torch.randn(8) * 2
+    choice = Sampling(generator=torch.Generator().manual_seed(4))
+    block = [torch.zeros(DRAWS, 1, dtype=torch.long)]
+    for _ in range(drafted):
+        block.append(choice.drafted((p * 0.5).expand(DRAWS, words)))
+    for token in (int(p.argmax()), 3):
+        block.append(choice.given(torch.full((DRAWS, 1), token)))
+    logits = p.expand(DRAWS, len(block), words)
+    verdict = choice.settle(torch.cat(block, 1), logits, lambda columns: p)
+    wanted = choice.probabilities(p)
+    for place in range(len(block)):
+        there = [tokens[place] for tokens in verdict.tokens if len(tokens) > place]
+        counts = torch.bincount(torch.tensor(there), minlength=words).float()
+        assert chi_square(counts, wanted * len(there)) < bound(words)
+
+
 @pytest.mark.slow
 def test_generated_tokens_have_the_distribution_of_the_model_alone() -> None:
     """Three tokens of a tiny model: all 6^3 texts, against their exact probabilities."""

@@ -11,6 +11,7 @@ from transformers import LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 import phiquant
 from phiquant.speculative import Statistics
+from phiquant.speculative.stepwise import Stepwise
 from tests.speculative.support import WORDS, alone, llama, prompt
 
 
@@ -55,6 +56,21 @@ def test_other_dtypes_and_attentions(dtype: torch.dtype, attention: str) -> None
     found = phiquant.generate(model, ids, max_new_tokens=24, draft_tokens=4)
     assert torch.equal(found, phiquant.generate(model, ids, max_new_tokens=24, draft_tokens=0))
     assert torch.equal(found, alone(model, ids, 24))
+
+
+@pytest.mark.parametrize("tier", ["exact", "deviation"])
+def test_a_text_that_repeats_itself_is_that_of_the_model_alone(
+    model: LlamaForCausalLM, tier: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Times of passes this small are noise: repeats are free here."""
+    monkeypatch.setattr(Stepwise, "_seconds_more", lambda self: 0.0)
+    deep, told = phiquant.view(model, tier), Statistics()
+    for seed in range(3):
+        ids = prompt(6, seed=seed).repeat(1, 4)
+        found = phiquant.generate(deep, ids, max_new_tokens=60, statistics=told)
+        assert torch.equal(found, alone(deep, ids, 60))
+    assert told.repeated > 20
+    assert told.echoed > 0
 
 
 def test_a_draft_that_is_always_wrong_changes_nothing(model: LlamaForCausalLM) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from phiquant.speculative.pace import Pace
+from phiquant.speculative.pace import Outcome, Pace
 
 CHOICES = (1, 2, 3, 4, 5, 6, 7)
 
@@ -19,7 +19,7 @@ def simulate(
         accepted = 0
         while accepted < k and luck.random() < chance:
             accepted += 1
-        pace.observe(k, [accepted], k * draft + verify + k * per_row)
+        pace.observe(Outcome(k, [accepted], k * draft, verify + k * per_row))
         chosen.append(k)
     return chosen
 
@@ -62,7 +62,7 @@ def test_large_batches_whose_verification_grows_are_given_up() -> None:
     gave_up = False
     for _ in range(40):
         k = pace.choose(100)
-        gave_up |= pace.observe(k, [k * 3 // 4] * 16, 0.5 * k + 1.0 * (k + 1))
+        gave_up |= pace.observe(Outcome(k, [k * 3 // 4] * 16, 0.5 * k, k + 1.0))
     assert gave_up
 
 

@@ -31,6 +31,14 @@ def test_means_are_over_tokens() -> None:
     assert told.bytes_per_token == pytest.approx((3 * 110 + 8 * 40) / 7)
 
 
+def test_repeated_tokens_are_counted_apart_and_read_nothing() -> None:
+    told = Statistics(Reading(110, 3), Reading(40, 1))
+    told.rounds = [Round(1, 1, 4, 1, 0, repeated=4, echoed=2)]
+    assert (told.drafted, told.accepted, told.repeated, told.echoed) == (1, 1, 4, 2)
+    assert told.planes_per_token == pytest.approx((3 + 1) / 4)
+    assert "2 of 4 repeated ones" in str(told)
+
+
 def test_generation_fills_them_in_and_adds_up() -> None:
     model, told = llama(), Statistics()
     for _ in range(2):
