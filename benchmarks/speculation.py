@@ -35,7 +35,10 @@ _KEYS = (
     "tokens_per_s",
     "x_alone",
     "x_bf16",
+    "x_alone_in_all",
     "acceptance",
+    "repeats_accepted",
+    "repeats_a_token",
     "tokens_a_pass",
     "drafts_a_round",
     "planes_a_token",
@@ -46,7 +49,8 @@ _KEYS = (
 
 def report(found: list[dict[str, Any]], title: str) -> str:
     header = [
-        title, "tokens/s", "x alone", "x bf16", "accepted", "tokens a pass", "drafts a round",
+        title, "tokens/s", "x alone", "x bf16", "x alone, in all", "accepted",
+        "repeats accepted", "repeats a token", "tokens a pass", "drafts a round",
         "planes a token", "MB a token", "ties", "identical",
     ]  # fmt: skip
     cells = (

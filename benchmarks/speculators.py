@@ -126,7 +126,7 @@ def identical(one: Speculator, other: Speculator) -> int:
 
 
 def rows(made: Sequence[Speculator]) -> list[dict[str, Any]]:
-    """Medians over prompts; ratios are medians of those within a prompt."""
+    """Medians over prompts; ratios are medians of those within a prompt, or of all seconds."""
     by_name = {speculator.name: speculator for speculator in made}
 
     def gain(speculator: Speculator, against: str) -> float:
@@ -142,7 +142,10 @@ def rows(made: Sequence[Speculator]) -> list[dict[str, Any]]:
                 "tokens_per_s": 1 / statistics.median(speculator.seconds),
                 "x_alone": gain(speculator, base),
                 "x_bf16": gain(speculator, BF16),
+                "x_alone_in_all": sum(by_name[base].seconds) / sum(speculator.seconds),
                 "acceptance": told.acceptance if told.drafted else None,
+                "repeats_accepted": told.echoed / told.repeated if told.repeated else None,
+                "repeats_a_token": told.echoed / told.new_tokens or None,
                 "tokens_a_pass": told.tokens_per_pass,
                 "drafts_a_round": told.draft_passes / max(len(told.rounds), 1),
                 "planes_a_token": told.planes_per_token or None,

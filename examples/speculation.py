@@ -1,4 +1,4 @@
-"""A model that drafts for itself: its index plane writes ahead, its whole depth verifies.
+"""A model that drafts for itself: a shallower tier writes ahead, its whole depth verifies.
 
     python examples/speculation.py [FOLDER_OR_HUB_NAME]
 

@@ -45,8 +45,9 @@ _library.define(f"decode({PLANES}, int columns, {BITS}, ScalarType dtype) -> Ten
 _library.define(
     f"linear(Tensor x, {PLANES}, Tensor? bias, int columns, {BITS}) -> Tensor", tags=TAGS
 )
-# The same, but rows of x may be rounded to int8, each with a scale of its own, where a kernel is
-# faster for it. Kernels that are not take x as it is.
+# The same, but rows of x may be rounded where a kernel is faster for it: to int8, each with a scale
+# of its own, by indices alone; to bf16 where there are deviations. Kernels that are not faster take
+# x as it is.
 _library.define(
     f"linear_int8(Tensor x, {PLANES}, Tensor? bias, int columns, {BITS}) -> Tensor", tags=TAGS
 )
@@ -100,7 +101,8 @@ def _linear(x: Tensor, *arguments: Any) -> Tensor:
 
 def _linear_int8(x: Tensor, *arguments: Any) -> Tensor:
     check_dtype("x", x.dtype)
-    return _linear(round_to_int8(x), *arguments)
+    _, _, deviation_bits, *_ = arguments[COUNT + 1 :]
+    return _linear(x.bfloat16().to(x.dtype) if deviation_bits else round_to_int8(x), *arguments)
 
 
 def round_to_int8(x: Tensor) -> Tensor:

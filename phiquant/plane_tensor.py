@@ -40,8 +40,8 @@ class PlaneTensor(TorchAOBaseTensor, metaclass=_PlaneTensorType):
     :class:`phiquant.codec.Layout`, and the checksum, uint8 ``[16]``, of an exact weight.
     ``column_shape`` unfolds the columns where they are several dimensions, as those of a
     convolution's weight: ``[rows, *column_shape]``; empty if they are one. ``activation`` is "int8"
-    where products may round their input to that; it belongs to a reading of the weight and is not
-    stored.
+    or "bf16" where products may round their input to that; it belongs to a reading of the weight
+    and is not stored.
     """
 
     tensor_data_names: ClassVar[list[str]] = ["index_plane", "scale_plane"]

@@ -31,7 +31,8 @@ def at_precision(
             change.
         activation: "int8", at the tier "index" only, lets products round each row of their input
             to int8 (127 steps to its largest magnitude) where a kernel is faster for it, as
-            ``phiquant doctor`` tells; None, the default, takes inputs as they are.
+            ``phiquant doctor`` tells; "bf16", at the tier "deviation" only, to bf16; None, the
+            default, takes inputs as they are.
 
     Raises:
         ValueError: the tier is unknown, no compressed parameter matches, one has no remainder
@@ -84,11 +85,12 @@ def at_tier(parameter: PhiTensor, tier: str, activation: str | None = None) -> P
     """A parameter on the same planes that is read at ``tier``.
 
     Raises:
-        ValueError: "exact" on a parameter without a remainder, or ``activation`` with another tier
-            than "index".
+        ValueError: "exact" on a parameter without a remainder, or an ``activation`` of another
+            tier.
     """
-    if activation is not None and tier != "index":
-        raise ValueError(f"activation={activation!r} needs the tier 'index', got {tier!r}")
+    needed = {"int8": "index", "bf16": "deviation"}.get(activation or "", tier)
+    if tier != needed:
+        raise ValueError(f"activation={activation!r} needs the tier {needed!r}, got {tier!r}")
     if tier == "exact":
         if not parameter.is_exact:
             raise ValueError(

@@ -140,19 +140,22 @@ group_size=64, grid='phi', dtype=torch.float32, device='cpu')
             deviation_bits: 0 reads the index plane only; 4 the first plane of an 8-bit deviation;
                 on an exact weight, all of them read the deviation without the remainder.
             activation: "int8" lets products with the index plane alone round each row of their
-                input to int8, where a kernel is faster for it; None takes inputs as they are.
+                input to int8, "bf16" those with deviations to bf16, where a kernel is faster for
+                it; None takes inputs as they are.
 
         Raises:
             ValueError: the planes do not hold a tier of this depth, or ``activation`` is not
                 possible with it.
         """
-        if activation not in (None, "int8"):
-            raise ValueError(f"activation must be None or 'int8', got {activation!r}")
-        if activation is not None and deviation_bits != 0:
+        if activation not in (None, "int8", "bf16"):
+            raise ValueError(f"activation must be None, 'int8' or 'bf16', got {activation!r}")
+        if activation == "int8" and deviation_bits != 0:
             raise ValueError(
                 f"activation='int8' needs deviation_bits=0, got {deviation_bits}: an input that is "
                 "rounded to 8 bits wastes what deviations hold"
             )
+        if activation == "bf16" and deviation_bits == 0:
+            raise ValueError("activation='bf16' needs deviations; indices alone take 'int8'")
         choices = {0, self.deviation_bits} | ({4} if self.deviation_bits == 8 else set())
         if deviation_bits not in choices:
             raise ValueError(

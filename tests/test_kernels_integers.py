@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from phiquant import codec, ops
+from phiquant import codec, graph_ops, ops
 from phiquant.codec import Layout, Planes
 from tests.support import run_python
 from tests.test_kernels import settings
@@ -118,3 +118,31 @@ def test_int8_agrees_with_int8_of_more_rows() -> None:
         one = phi.linear_int8(x[i : i + 1], *planes, None, 900, *settings(layout))
         assert error(x[i : i + 1], planes, layout, one) <= 8 * TOLERANCE[torch.bfloat16]
         torch.testing.assert_close(one[0], many[i], rtol=2**-7, atol=2**-7 * many[i].abs().max())
+
+
+@pytest.mark.parametrize("largest", [1.0, 1e30], ids=["usual", "huge"])
+@pytest.mark.parametrize("m", [1, 3])
+@pytest.mark.parametrize("deviation_bits", [2, 4, 8])
+def test_rounded_rows_that_meet_deviations_are_as_near_as_bf16(
+    deviation_bits: int, m: int, largest: float
+) -> None:
+    """Rounded where that is faster, else taken as they are."""
+    layout = Layout(900, 4, deviation_bits)
+    planes, x = typical_planes(layout, 70), torch.randn(m, 900)
+    x[0, 0] = largest
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        if dtype == torch.float16 and largest > 1:
+            continue
+        given = x.to(dtype)
+        found = phi.linear_int8(given, *planes, None, 900, *settings(layout))
+        assert found.dtype == dtype
+        wanted = reference(given, planes, layout)
+        assert (found - wanted).abs().amax() <= 2**-7 * wanted.abs().amax()
+        several = phi._linears(
+            given, *([p, p] if p is not None else [] for p in planes[:4]), [], 900, packed(layout)
+        )
+        assert all(torch.equal(one, found) for one in several)
+
+
+def packed(layout: Layout) -> int:
+    return graph_ops.pack(*settings(layout), True)

@@ -187,8 +187,20 @@ def test_int8_activations_belong_to_the_index_tier(model: nn.Module) -> None:
         at_precision(model, "deviation", activation="int8"),
     ):
         pass
-    with pytest.raises(ValueError, match="must be None or 'int8'"):
+    with pytest.raises(ValueError, match="must be None, 'int8' or 'bf16'"):
         model["head"].weight.at(0, "int4")
+
+
+def test_bf16_activations_belong_to_deviations(model: nn.Module) -> None:
+    x = torch.randn(1, 64)
+    plain, rounded = view(model, "deviation"), view(model, "deviation", activation="bf16")
+    found, wanted = rounded["inner"][0](x), plain["inner"][0](x)
+    assert found.dtype == wanted.dtype
+    assert (found - wanted).norm() < 0.01 * wanted.norm()
+    with pytest.raises(ValueError, match="needs the tier 'deviation'"):
+        view(model, "index", activation="bf16")
+    with pytest.raises(ValueError, match="indices alone take 'int8'"):
+        model["head"].weight.at(0, "bf16")
 
 
 def test_a_view_with_int8_activations_compiles_and_copies(model: nn.Module) -> None:

@@ -156,13 +156,12 @@ inline Tensor widened(const LinearArguments& given, const uint16_t* sums) {
   return out;
 }
 
-inline Tensor few_int8_linear(const CodeKernels& way, const LinearArguments& given) {
+inline Tensor few_rounded_linear(const CodeKernels& way, const LinearArguments& given, bool int8) {
   uint16_t* x = few_as_bfloat16s(given, given.m * given.out_features);
   uint16_t* sums = x + given.m * given.layout.columns;
   const OptionalTensor bias = float_bias_of(given);
   CodeTask task = code_task(given, bias, sums);
-  multiply_codes(way, {&task, 1}, x, true);  // int8 holds any x
-  return widened(given, sums);
+  return multiply_codes(way, {&task, 1}, x, int8) ? widened(given, sums) : fused_linear(given);
 }
 
 // Whether they are few: torch shares more out to threads. `count`: of results.
@@ -178,12 +177,12 @@ inline LinearArguments as_bfloat16(const LinearArguments& given) {
   return rounded;
 }
 
-// Of any dtype: x is to be rounded anyway.
-inline Tensor int8_linear(const CodeKernels& way, const LinearArguments& given) {
+// x of any dtype, which may be rounded to bf16, or further to int8.
+inline Tensor rounded_linear(const CodeKernels& way, const LinearArguments& given, bool int8) {
   const ScalarType dtype = given.x.scalar_type();
-  if (dtype == ScalarType::BFloat16) return code_linear(way, given, true);
-  if (are_few(given, given.m * given.out_features)) return few_int8_linear(way, given);
-  return torch::stable::to(code_linear(way, as_bfloat16(given), true), dtype);
+  if (dtype == ScalarType::BFloat16) return code_linear(way, given, int8);
+  if (are_few(given, given.m * given.out_features)) return few_rounded_linear(way, given, int8);
+  return torch::stable::to(code_linear(way, as_bfloat16(given), int8), dtype);
 }
 
 }  // namespace phiquant::cpu

@@ -24,16 +24,18 @@ struct Way {
   bool fused;
 };
 
-// The same for weights of one layout. `int8`: rows of x may be rounded where a kernel is for that.
-inline Way way_of(const LinearArguments& given, bool int8) {
+// The same for weights of one layout. `rounded`: rows of x may be, where a kernel is for that: to
+// int8 if there are indices alone, else to bf16.
+inline Way way_of(const LinearArguments& given, bool rounded) {
   if (given.planes.stored.has_value() || given.planes.exceptions.has_value()) return {};
   const ScalarType dtype = given.x.scalar_type();
   if (dtype == ScalarType::Double) return {};
   const Kernels& set = kernels();
   const bool half = dtype == ScalarType::BFloat16;
-  if (const CodeKernels* way = int8 ? code_kernels(given, true) : nullptr)
+  if (const CodeKernels* way = rounded ? code_kernels(given, true) : nullptr)
     return {way, true, false};
-  if (const CodeKernels* way = half ? code_kernels(given, false) : nullptr) {
+  const bool codes = half || (rounded && given.layout.deviation_bits > 0);
+  if (const CodeKernels* way = codes ? code_kernels(given, false) : nullptr) {
     return {way, false, false};
   }
   const bool dense = half && set.tiles != nullptr && given.m > kFewForMatrixUnit;
@@ -48,10 +50,9 @@ inline Tensor product_of_decoded(const LinearArguments& given) {
   return way != nullptr ? decoded_linear(*way, given) : blocked_linear(given);
 }
 
-inline Tensor product_of(const LinearArguments& given, bool int8) {
-  const Way way = way_of(given, int8);
-  if (way.codes != nullptr && way.int8) return int8_linear(*way.codes, given);
-  if (way.codes != nullptr) return code_linear(*way.codes, given, false);
+inline Tensor product_of(const LinearArguments& given, bool rounded) {
+  const Way way = way_of(given, rounded);
+  if (way.codes != nullptr) return rounded_linear(*way.codes, given, way.int8);
   if (way.fused) return fused_linear(given);
   if (given.x.dim() == 2) return product_of_decoded(given);
   LinearArguments flat = given;
@@ -81,13 +82,13 @@ inline int64_t rows_of(const Tensor& x) {
 
 // Checks x and the bias, and multiplies.
 inline Tensor linear_of(const Layout& layout, const CheckedPlanes& planes, const Tensor& x,
-                        const OptionalTensor& bias, bool int8) {
+                        const OptionalTensor& bias, bool rounded) {
   check_matrix(planes);
   check_x(x, layout.columns);
   check_bias(bias, x.scalar_type(), planes.rows);
   const LinearArguments given{layout, planes, dense(x), bias, rows_of(x), planes.rows};
   if (given.m == 0 || given.out_features == 0) return new_out(given, x.scalar_type());
-  return product_of(given, int8);
+  return product_of(given, rounded);
 }
 
 template <bool int8>

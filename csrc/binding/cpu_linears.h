@@ -52,7 +52,8 @@ inline Tensors code_linears(const CodeKernels& way, const Several& given, const 
   return multiply_codes(way, tasks.all, x.const_data_ptr(), int8) ? outs : fused_linears(given);
 }
 
-inline Tensors few_int8_linears(const CodeKernels& way, const Several& given, int64_t count) {
+inline Tensors few_rounded_linears(const CodeKernels& way, const Several& given, int64_t count,
+                                   bool int8) {
   uint16_t* x = few_as_bfloat16s(given[0], count);
   uint16_t* sums = x + given[0].m * given[0].layout.columns;
   Tasks<CodeTask> tasks(given.size());
@@ -61,7 +62,7 @@ inline Tensors few_int8_linears(const CodeKernels& way, const Several& given, in
     tasks.all.push_back(code_task(one, tasks.biases.back(), sums));
     sums += one.m * one.out_features;
   }
-  multiply_codes(way, tasks.all, x, true);
+  if (!multiply_codes(way, tasks.all, x, int8)) return fused_linears(given);
   Tensors outs;
   outs.reserve(given.size());
   for (size_t i = 0; i < given.size(); i++) {
@@ -70,28 +71,27 @@ inline Tensors few_int8_linears(const CodeKernels& way, const Several& given, in
   return outs;
 }
 
-inline Tensors int8_linears(const CodeKernels& way, const Several& given) {
+inline Tensors rounded_linears(const CodeKernels& way, const Several& given, bool int8) {
   const Tensor& x = given[0].x;
   const ScalarType dtype = x.scalar_type();
-  if (dtype == ScalarType::BFloat16) return code_linears(way, given, x, true);
+  if (dtype == ScalarType::BFloat16) return code_linears(way, given, x, int8);
   int64_t count = 0;
   for (const LinearArguments& one : given) count += one.m * one.out_features;
-  if (are_few(given[0], count)) return few_int8_linears(way, given, count);
-  Tensors outs = code_linears(way, given, torch::stable::to(x, ScalarType::BFloat16), true);
+  if (are_few(given[0], count)) return few_rounded_linears(way, given, count, int8);
+  Tensors outs = code_linears(way, given, torch::stable::to(x, ScalarType::BFloat16), int8);
   for (Tensor& out : outs) out = torch::stable::to(out, dtype);
   return outs;
 }
 
-inline Tensors products_of(const Several& given, bool int8) {
+inline Tensors products_of(const Several& given, bool rounded) {
   const auto empty = [](const auto& one) { return one.m == 0 || one.out_features == 0; };
   const bool none = std::any_of(given.begin(), given.end(), empty);
-  const Way way = none || given.empty() ? Way{} : way_of(given[0], int8);
-  if (way.codes != nullptr && way.int8) return int8_linears(*way.codes, given);
-  if (way.codes != nullptr) return code_linears(*way.codes, given, given[0].x, false);
+  const Way way = none || given.empty() ? Way{} : way_of(given[0], rounded);
+  if (way.codes != nullptr) return rounded_linears(*way.codes, given, way.int8);
   if (way.fused) return fused_linears(given);
   Tensors outs;
   for (const LinearArguments& one : given) {
-    outs.push_back(linear_of(one.layout, one.planes, one.x, one.bias, int8));
+    outs.push_back(linear_of(one.layout, one.planes, one.x, one.bias, rounded));
   }
   return outs;
 }

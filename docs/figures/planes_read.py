@@ -26,7 +26,13 @@ def main() -> None:
     phiquant.quantize_(model, phiquant.PhiConfig(exact=True), progress=False)
     ids, told = prompts(PROMPT + 1)[PROMPT], Statistics()
     found = phiquant.generate(
-        model, ids, max_new_tokens=TOKENS, eos_token_id=[], draft_tokens=DRAFTED, statistics=told
+        model,
+        ids,
+        max_new_tokens=TOKENS,
+        eos_token_id=[],
+        draft_tokens=DRAFTED,
+        statistics=told,
+        draft=phiquant.draft(model),
     )[0, ids.shape[1] + 1 :]  # the first token is the prompt's
     tokenizer = smollm2.tokenizer()
     words = [tokenizer.decode([token]).replace("\n", "⏎").replace("$", r"\$") for token in found]

@@ -1,4 +1,4 @@
-"""A model that drafts for itself: its index tier writes ahead, its deeper tier verifies."""
+"""A model that drafts for itself: a shallower tier writes ahead, its deeper tier verifies."""
 
 from phiquant.speculative.draft import draft as draft
 from phiquant.speculative.generate import generate as generate

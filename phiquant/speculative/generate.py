@@ -1,4 +1,4 @@
-"""``phiquant.generate``: what a compressed model says, drafted by its own index tier."""
+"""``phiquant.generate``: what a compressed model says, drafted by a shallower tier of its own."""
 
 from __future__ import annotations
 
@@ -38,14 +38,16 @@ def generate(
     compile: bool = False,
     statistics: Statistics | None = None,
 ) -> Tensor:
-    """Go on with texts as ``model`` does, faster where its index tier can say the same.
+    """Go on with texts as ``model`` does, faster where a shallower tier of it can say the same.
 
-    The index tier of ``model`` writes some tokens ahead, ``model`` verifies them in one pass, and
-    those that hold are kept. Without sampling the tokens are those that ``model`` alone decodes,
-    one by one, but where rounding moves a logit further than ``tie_tolerance``; with it they have
-    exactly its distribution. Both write to one static cache of keys and values. On a GPU every pass
-    is a CUDA graph, and every pass of ``model`` over one sequence reads 4 tokens, of exact weights
-    8, so that rounding is the same with drafts and without (``draft_tokens=0``).
+    A shallower tier of ``model`` writes some tokens ahead, ``model`` verifies them in one pass, and
+    those that hold are kept. One sequence on a CPU, eager, may also go on as the text did before
+    where its last tokens stood, which takes no draft. Without sampling the tokens are those that
+    ``model`` alone decodes, one by one, but where rounding moves a logit further than
+    ``tie_tolerance``; with it they have exactly its distribution. Both write to one static cache of
+    keys and values. On a GPU every pass is a CUDA graph, and every pass of ``model`` over one
+    sequence reads 4 tokens, of exact weights 8, so that rounding is the same with drafts and
+    without (``draft_tokens=0``).
 
     Args:
         model: a compressed causal language model of transformers, with full attention. A view of a
@@ -64,8 +66,9 @@ def generate(
             the likeliest ones follow. Draws repeat themselves only with ``draft_tokens``, since
             the time that rounds take else decides how many are made.
         streamer: of transformers, for one sequence; gets tokens as soon as they are certain.
-        draft: by default ``phiquant.draft(model)``. Another one needs keys and values of the same
-            shapes; what it says only changes how long it takes.
+        draft: by default ``phiquant.draft(model)``, of exact weights on a CPU with
+            ``tier="deviation"``. Another one needs keys and values of the same shapes; what it says
+            only changes how long it takes.
         draft_tokens: how many tokens to draft each time, 0 for none. By default as many as pay, by
             the acceptance and the times seen so far; none where it does not pay, which is said
             once.

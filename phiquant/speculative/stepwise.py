@@ -24,17 +24,18 @@ class Stepwise:
     """Proposes tokens as long as they pay, by how often such tokens held and what passes take.
 
     One more token pays if what it may bring, its chance times that of all before it, is more than
-    comes in its time otherwise. A repeated token takes only its part of the verification, so it is
-    preferred to a draft unless it holds so much less often. A draft would have to read what is
-    repeated, so none follows a repeat.
+    comes in its time otherwise. A repeated token takes only its part of the verification, but may
+    hold less often; a draft would have to read what is repeated, so none follows a repeat. What
+    brings more until the last place is preferred.
 
     Args:
         most: tokens that may be proposed at once.
+        trust: in drafts, at first.
     """
 
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self.trust = Trust()
+    def __init__(self, most: int, trust: Trust | None = None) -> None:
+        self.most = self.places = most
+        self.trust = trust or Trust()
         self.verifying: dict[int, deque[float]] = defaultdict(lambda: deque(maxlen=KEPT))
         self.drafting: deque[float] = deque(maxlen=KEPT)  # seconds of one draft
         self.recent: deque[tuple[float, float]] = deque(maxlen=_RECENT)  # tokens, seconds
@@ -42,6 +43,7 @@ class Stepwise:
         self.tried, self.kept = 2.0, 1.5  # a guess of the acceptance that soon weighs nothing
         self.trials = PATIENCE  # rounds with drafts, whatever they bring
         self.pauses = Pauses()
+        self.more = self.draft = 0.0  # tokens that come in the time of one more, and of a draft
 
     @property
     def acceptance(self) -> float:
@@ -49,8 +51,13 @@ class Stepwise:
         return self.kept / self.tried
 
     def choose(self, most: int) -> int:
-        """The number of tokens to propose, `most` at most."""
-        return min(self.most, most) if len(self.verifying[0]) >= PLAIN else 0
+        """The number of tokens to propose in the next round, `most` at most."""
+        if len(self.verifying[0]) < PLAIN:
+            return 0
+        rate = max(1 / self._seconds_plain(), _rate_of(self.recent))
+        self.more, self.draft = rate * self._seconds_more(), rate * self._seconds_of_draft()
+        self.places = min(self.most, most)
+        return self.places
 
     def next(self, kinds: Sequence[int], repeat: int | None) -> Source | None:
         """Where to take one more token from, if at all.
@@ -59,15 +66,19 @@ class Stepwise:
             kinds: of the tokens so far (:mod:`phiquant.speculative.trust`).
             repeat: the kind of what may be repeated next; None if that is nothing.
         """
-        chance, rate = math.prod(map(self.trust.chance, kinds)), self._rate()
-        more = rate * self._seconds_more()
-        repeated = -1.0 if repeat is None else chance * self.trust.chance(repeat) - more
+        repeated = 0.0 if repeat is None else self._gain(kinds, self.trust.chance(repeat), 0.0)
         if not self.pauses.left and not (kinds and is_repeat(kinds[-1])):
-            drafted = chance * self.acceptance - more - rate * self._seconds_of_draft()
+            drafted = self._gain(kinds, self.acceptance, self.draft)
             # A round's first token is drafted until that is given up as a whole.
-            if (drafted >= 0 or not kinds) and drafted > repeated:
+            if drafted > repeated or not (kinds or repeated):
                 return Source.DRAFT
-        return Source.REPEAT if repeated >= 0 else None
+        return Source.REPEAT if repeated else None
+
+    def _gain(self, kinds: Sequence[int], chance: float, cost: float) -> float:
+        """Tokens to be had from here on, if each holds with this chance; 0 if that does not pay."""
+        so_far = math.prod(map(self.trust.chance, kinds))
+        ahead = range(1, self.places - len(kinds) + 1)
+        return sum(max(so_far * chance**n - self.more - cost, 0.0) for n in ahead)
 
     def observe(self, outcome: Outcome) -> bool:
         """Take in one round; whether drafting was given up with it."""
@@ -94,10 +105,6 @@ class Stepwise:
         self.pauses.begin()
         self.drafted.clear()  # the next trials speak for themselves
         return True
-
-    def _rate(self) -> float:
-        """Tokens a second, now."""
-        return max(1 / self._seconds_plain(), _rate_of(self.recent))
 
     def _seconds_plain(self) -> float:
         return statistics.median(self.verifying[0])

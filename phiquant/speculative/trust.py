@@ -30,12 +30,13 @@ def is_repeat(kind: int) -> bool:
 class Trust:
     """Learns how often a token of a kind is accepted, if those before it were.
 
-    The first guess of drafted tokens is 1/3 where the draft gives them no chance, and 1 where it is
-    certain.
+    Args:
+        least: the first guess of a drafted token that its draft gives no chance; of one that it is
+            certain of 1.
     """
 
-    def __init__(self) -> None:
-        guesses = [(1 + 2 * (part + 0.5) / _PARTS) / 3 for part in range(_PARTS)]
+    def __init__(self, least: float = 1 / 3) -> None:
+        guesses = [least + (1 - least) * (part + 0.5) / _PARTS for part in range(_PARTS)]
         guesses += [_REPEATED[length] for length in LENGTHS]
         self.tried = [_GUESS] * len(guesses)
         self.kept = [_GUESS * guess for guess in guesses]

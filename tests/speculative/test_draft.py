@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import phiquant
+from phiquant.speculative.runner import runner_of
 from tests.speculative.support import alone, llama, plane_addresses, prompt
 
 
@@ -25,6 +26,26 @@ def test_a_draft_reads_indices_but_of_what_is_tied_to_a_table() -> None:
     assert draft.model.embed_tokens.weight is model.model.embed_tokens.weight
     assert model.lm_head.weight.is_exact
     assert phiquant.draft(llama(tie_word_embeddings=False)).lm_head.weight.deviation_bits == 0
+
+
+def test_a_draft_may_read_deviations() -> None:
+    model = llama()
+    draft = phiquant.draft(model, tier="deviation")
+    for weight in (draft.model.layers[0].mlp.up_proj.weight, draft.lm_head.weight):
+        assert (weight.deviation_bits, weight.is_exact, weight.activation) == (4, False, "bf16")
+    assert plane_addresses(draft) <= plane_addresses(model)
+    with pytest.raises(ValueError, match="nothing is less deep"):
+        phiquant.draft(draft, tier="deviation")
+    with pytest.raises(ValueError, match="tier"):
+        phiquant.draft(model, tier="deep")
+
+
+@pytest.mark.parametrize(("tier", "wanted"), [("exact", 4), ("deviation", 0)])
+def test_what_drafts_by_default_is_less_deep_by_one_plane(tier: str, wanted: int) -> None:
+    model = phiquant.view(llama(tie_word_embeddings=False), tier)
+    draft = runner_of(model).draft(model)
+    assert draft.model.layers[0].mlp.up_proj.weight.deviation_bits == wanted
+    assert not draft.lm_head.weight.is_exact
 
 
 def test_a_pattern_leaves_the_head() -> None:
