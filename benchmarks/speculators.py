@@ -16,6 +16,7 @@ from benchmarks.generation import PROMPTS
 from benchmarks.zoo import smollm2
 from phiquant.speculative import Statistics
 from phiquant.speculative.passes import Passes
+from phiquant.speculative.runner import runner_of
 
 BF16 = "bf16 alone"
 TIERS = {"exact": "exact", "8.25 bits": "deviation"}
@@ -75,10 +76,10 @@ def smollm2_speculators(
 
 
 def pass_times(model: nn.Module, compile: bool, widths: Sequence[int]) -> list[float]:
-    """Milliseconds of a draft, and of verifications of so many tokens, after 100 tokens."""
+    """Milliseconds of what drafts by default, and of verifications of so many tokens, after 100."""
     ids = torch.randint(0, 40000, (1, 100), generator=torch.Generator().manual_seed(0))
     ids = ids.to(model.device)  # type: ignore[arg-type]
-    passes = Passes(model, phiquant.draft(model), 256, compile, ids.is_cuda)
+    passes = Passes(model, runner_of(model).draft(model), 256, compile, ids.is_cuda)
     passes.start(ids, [100])
     places = torch.arange(100, 100 + max(widths), device=ids.device)[None]
 

@@ -12,7 +12,7 @@ PLAIN = 2  # rounds without drafts that come first, which drafting is held again
 PATIENCE = 6  # rounds with drafts before drafting is given up
 TRIALS = 3  # rounds with drafts after a pause
 GAIN = 1.02  # how many times as fast drafting has to be
-_FORGET = 0.97  # what a round leaves of the weight of those before it
+FORGET = 0.97  # what a round leaves of the weight of those before it
 _FIRST_GUESS = 4  # drafted tokens of the first round
 _PAUSE = 32, 512  # rounds without drafts until drafts are tried again, at first and at most
 
@@ -101,8 +101,8 @@ class Pace:
             if self.pauses.left:
                 self.trials = TRIALS if self.pauses.count() else 0
             return False
-        self.kept = self.kept * _FORGET + sum(accepted)
-        self.tried = self.tried * _FORGET + sum(a + (a < drafted) for a in accepted)
+        self.kept = self.kept * FORGET + sum(accepted)
+        self.tried = self.tried * FORGET + sum(a + (a < drafted) for a in accepted)
         self.trials = max(self.trials - 1, 0)
         if self.fixed is not None or self.trials or not self.times[0]:
             return False

@@ -8,11 +8,10 @@ from collections import defaultdict, deque
 from collections.abc import Sequence
 from enum import Enum
 
-from phiquant.speculative.pace import GAIN, KEPT, PATIENCE, PLAIN, TRIALS, Outcome, Pauses
+from phiquant.speculative.pace import FORGET, GAIN, KEPT, PATIENCE, PLAIN, TRIALS, Outcome, Pauses
 from phiquant.speculative.trust import Trust, is_repeat
 
 _RECENT = 24  # rounds that say how fast it goes
-_FORGET = 0.97  # what a round leaves of the weight of those before it
 
 
 class Source(Enum):
@@ -93,8 +92,8 @@ class Stepwise:
             return False
         held = min(accepted, drafts)
         self.drafting.append(outcome.drafting / drafts)
-        self.kept = self.kept * _FORGET + held
-        self.tried = self.tried * _FORGET + held + (held < drafts)
+        self.kept = self.kept * FORGET + held
+        self.tried = self.tried * FORGET + held + (held < drafts)
         self.drafted.append((1 + accepted, outcome.seconds))
         self.trials = max(self.trials - 1, 0)
         if self.trials or not self.verifying[0]:
@@ -120,5 +119,5 @@ class Stepwise:
         return max(statistics.linear_regression(list(medians), list(medians.values())).slope, 0.0)
 
 
-def _rate_of(rounds: Sequence[tuple[float, float]] | deque[tuple[float, float]]) -> float:
+def _rate_of(rounds: Sequence[tuple[float, float]]) -> float:
     return sum(tokens for tokens, _ in rounds) / max(sum(taken for _, taken in rounds), 1e-9)

@@ -24,6 +24,12 @@ def test_the_first_guess_grows_with_the_probability_and_the_length() -> None:
         assert 0.2 < chances[0] < chances[-1] < 1
 
 
+def test_a_draft_may_be_trusted_from_the_first() -> None:
+    chances = [Trust(0.9).chance(kind_of_draft(p / 10)) for p in range(11)]
+    assert chances == sorted(chances)
+    assert 0.9 < chances[0] < chances[-1] < 1
+
+
 def test_what_held_counts_up_to_the_first_that_did_not() -> None:
     trust = Trust()
     sure, doubtful, other = map(kind_of_draft, (0.95, 0.35, 0.75))
