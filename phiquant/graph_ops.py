@@ -28,7 +28,9 @@ _WIDTHS = (4, 4, 8, 1, 8, 2, 1)
 _LEAST_EXPONENT = -112
 _STORED = (None, torch.bfloat16, torch.float16, torch.float32)
 # Where several products are made at once: the reference makes one after the other
-DEVICES = frozenset({"cpu"} if ops.compiled else ())
+DEVICES = frozenset(
+    name for name, there in (("cpu", ops.compiled), ("cuda", ops.compiled_cuda)) if there
+)
 
 _library = torch.library.Library("phiquant", "FRAGMENT")
 _library.define(

@@ -35,7 +35,8 @@ def test_caches_tell_passes_apart() -> None:
 
 
 def test_only_compiled_kernels_gain_by_it() -> None:
-    assert ({"cpu"} if ops.compiled else set()) == graph_ops.DEVICES
+    assert ("cpu" in graph_ops.DEVICES) == ops.compiled
+    assert ("cuda" in graph_ops.DEVICES) == ops.compiled_cuda
 
 
 class Noting(graph_passes.CustomGraphPass):

@@ -3,11 +3,10 @@
 #pragma once
 
 #include "cpu_linear.h"
-#include "packed.h"
+#include "weight_lists.h"
 
 namespace phiquant::cpu {
 
-using Tensors = std::vector<Tensor>;
 using Several = std::vector<LinearArguments>;  // of one x and one layout
 
 // Tasks of several weights, and what they point to.
@@ -96,48 +95,23 @@ inline Tensors products_of(const Several& given, bool rounded) {
   return outs;
 }
 
-inline void check_lists(const Packed& packed, size_t weights, const Tensors& deviation,
-                        const Tensors& deviation_low, const Tensors& scale, const Tensors& bias) {
-  if (packed.stored.has_value()) {
-    fail("layout: expected weights that are not exact, got stored dtype " +
-         dtype_text(*packed.stored));
-  }
-  const int bits = packed.layout.deviation_bits;
-  const auto check = [&](const char* name, const Tensors& given, bool present) {
-    const size_t wanted = present ? weights : 0;
-    if (given.size() == wanted) return;
-    fail(std::string(name) + ": expected " + std::to_string(wanted) + " tensors, for " +
-         std::to_string(weights) + " weights with " + std::to_string(bits) +
-         " deviation bits, got " + std::to_string(given.size()));
-  };
-  check("deviation", deviation, bits > 0);
-  check("deviation_low", deviation_low, bits > 4);
-  check("scale", scale, true);
-  check("bias", bias, !bias.empty());
-}
-
-// What a list that may be empty has for a weight.
-inline OptionalTensor entry(const Tensors& list, size_t i) {
-  return list.empty() ? OptionalTensor() : OptionalTensor(list[i]);
-}
-
 inline Tensors linears(const Tensor& x, const Tensors& index, const Tensors& deviation,
                        const Tensors& deviation_low, const Tensors& scale, const Tensors& bias,
                        int64_t columns, int64_t layout) {
   const Packed packed = unpacked(columns, layout);
-  check_lists(packed, index.size(), deviation, deviation_low, scale, bias);
+  const WeightLists lists{index, deviation, deviation_low, scale, bias};
+  lists.check(packed);
   check_x(x, columns);
   const Tensor rows = dense(x);
   std::vector<CheckedPlanes> planes;
   Several given;
-  planes.reserve(index.size());  // which keeps them where `given` looks for them
-  given.reserve(index.size());
-  for (size_t i = 0; i < index.size(); i++) {
-    const GivenPlanes of{
-        index[i], entry(deviation, i), entry(deviation_low, i), scale[i], {}, {}, {}, {}};
-    const CheckedPlanes& one = planes.emplace_back(check_planes(of, packed.layout, std::nullopt));
+  planes.reserve(lists.count());  // which keeps them where `given` looks for them
+  given.reserve(lists.count());
+  for (size_t i = 0; i < lists.count(); i++) {
+    const CheckedPlanes& one =
+        planes.emplace_back(check_planes(lists.planes(i), packed.layout, std::nullopt));
     check_matrix(one);
-    given.push_back({packed.layout, one, rows, entry(bias, i), rows_of(x), one.rows});
+    given.push_back({packed.layout, one, rows, lists.bias_of(i), rows_of(x), one.rows});
     check_bias(given.back().bias, x.scalar_type(), one.rows);
   }
   return products_of(given, packed.int8);

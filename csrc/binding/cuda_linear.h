@@ -53,22 +53,32 @@ inline std::optional<Tensor> product_of_codes(ProductTask task, bool exact, cons
   return out;
 }
 
+// Without its `out`. x and bias are contiguous, and bf16 or fp16.
+inline ProductTask product_task(const Layout& layout, const CheckedPlanes& planes, const Tensor& x,
+                                const OptionalTensor& bias, int64_t m) {
+  return {layout,
+          pointers(planes),
+          remainder_of(layout, planes),
+          x.const_data_ptr(),
+          data<uint8_t>(bias),
+          nullptr,
+          dtype_of("x", x.scalar_type()),
+          m,
+          planes.rows};
+}
+
+inline OptionalTensor dense_bias(const OptionalTensor& bias) {
+  return bias.has_value() ? OptionalTensor(dense(*bias)) : std::nullopt;
+}
+
 // m rows of x, which is contiguous; m and out_features are at least 1.
 inline Tensor linear_of_rows(const Layout& layout, const CheckedPlanes& planes, const Tensor& x,
                              const OptionalTensor& bias, const Shape& leading, int64_t m,
                              const Target& target) {
   const ScalarType dtype = x.scalar_type();
   if (is_half(dtype) && exceptions_of(planes).count == 0) {
-    const OptionalTensor shift = bias.has_value() ? OptionalTensor(dense(*bias)) : std::nullopt;
-    const ProductTask task{layout,
-                           pointers(planes),
-                           remainder_of(layout, planes),
-                           x.const_data_ptr(),
-                           data<uint8_t>(shift),
-                           nullptr,
-                           dtype_of("x", dtype),
-                           m,
-                           planes.rows};
+    const OptionalTensor shift = dense_bias(bias);
+    const ProductTask task = product_task(layout, planes, x, shift, m);
     const bool exact = planes.stored.has_value();
     auto out = product_of_codes(task, exact, with_last(leading, planes.rows), dtype, target);
     if (out.has_value()) return *out;
@@ -76,8 +86,9 @@ inline Tensor linear_of_rows(const Layout& layout, const CheckedPlanes& planes, 
   return decoded_linear(layout, planes, x, bias, target);
 }
 
-inline Tensor linear_of(const Layout& layout, const CheckedPlanes& planes, const Tensor& x,
-                        const OptionalTensor& bias, const Target& target) {
+// The shape of x without its last dimension.
+inline Shape check_operands(const Layout& layout, const CheckedPlanes& planes, const Tensor& x,
+                            const OptionalTensor& bias) {
   check_matrix(planes);
   check_device("x", x, *planes.scale);
   const Shape leading = leading_of("x", x);
@@ -85,9 +96,15 @@ inline Tensor linear_of(const Layout& layout, const CheckedPlanes& planes, const
     fail("x: expected a last dimension of " + std::to_string(layout.columns) + ", got shape " +
          tuple_text(shape_of(x)));
   }
-  const ScalarType dtype = x.scalar_type();
-  if (dtype != ScalarType::Double) dtype_of("x", dtype);
+  if (x.scalar_type() != ScalarType::Double) dtype_of("x", x.scalar_type());
   check_bias(bias, x, planes.rows);
+  return leading;
+}
+
+inline Tensor linear_of(const Layout& layout, const CheckedPlanes& planes, const Tensor& x,
+                        const OptionalTensor& bias, const Target& target) {
+  const Shape leading = check_operands(layout, planes, x, bias);
+  const ScalarType dtype = x.scalar_type();
   const int64_t m = product(leading);
   if (m == 0 || planes.rows == 0) return new_tensor(with_last(leading, planes.rows), dtype, target);
   return linear_of_rows(layout, planes, dense(x), bias, leading, m, target);

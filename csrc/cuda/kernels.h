@@ -65,6 +65,15 @@ struct ProductTask {
   int64_t out_features;
 };
 
+// Products of one x with weights of one layout: tasks that differ in planes, bias, out and
+// out_features alone.
+inline constexpr int kMostWeights = 3;
+
+struct ProductTasks {
+  ProductTask of[kMostWeights];
+  int count;
+};
+
 // All launch on `stream` of the current device and return at once.
 void decode(const DecodeTask& task, cudaStream_t stream);
 
@@ -72,6 +81,10 @@ void decode(const DecodeTask& task, cudaStream_t stream);
 // x, on Hopper up to 16 with at most 4 deviation bits.
 bool multiplies(const ProductTask& task);
 void multiply(const ProductTask& task, cudaStream_t stream);
+
+// The same for products of one x, which one kernel makes.
+bool multiplies(const ProductTasks& tasks);
+void multiply(const ProductTasks& tasks, cudaStream_t stream);
 
 // The same for more rows of x; `workspace`: few_workspace(task) bytes of the device, aligned to
 // 256, until the product is done.

@@ -13,11 +13,11 @@ struct TileCut {
   WarpShares shares;  // of the blocks of all tiles
 
   __device__ __forceinline__ TileCut(int64_t out_features, int blocks_of_row, int warps)
-      : tiles(tiles_of_block(out_features, kRows)),
+      : tiles(whole_grid().tiles(out_features, kRows)),
         blocks(blocks_of_row),
         shares(tiles * blocks, warps) {}
   static __device__ __forceinline__ int64_t first_row(int tile) {
-    return (blockIdx.x + int64_t{tile} * gridDim.x) * kRows;
+    return whole_grid().tile(tile) * kRows;
   }
 };
 

@@ -1,6 +1,8 @@
 // Which products of indices with one row of x a kernel takes, and with how many warps.
 #include "product_index.h"
 
+#include <algorithm>
+
 #include "product_index.cuh"
 
 namespace phiquant::cuda {
@@ -11,52 +13,42 @@ constexpr int kMostExponent = 64;
 
 int groups_in(const ProductTask& task) { return static_cast<int>(groups_of(task.layout)); }
 
-// Blocks of a product, their warps, and how many partial sums a block keeps: one for each of its
-// warps and of its tiles. No warps if not even a few of them have room.
-struct IndexGrid {
-  static constexpr int kFewWarps = 4, kMostTiles = 256;
-  int64_t blocks;
-  int warps, segments, bytes;
-
-  explicit IndexGrid(const ProductTask& task) {
-    const int64_t tiles = (task.out_features + kTile - 1) / kTile;
-    blocks = attribute(cudaDevAttrMultiProcessorCount);
-    if (blocks * kMostTiles < tiles) blocks = (tiles + kMostTiles - 1) / kMostTiles;
-    if (blocks > tiles) blocks = tiles;
-    const int room =
-        attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - static_cast<int>(sizeof(IndexShared));
-    for (warps = kIndexWarps; warps >= kFewWarps; warps--) {
-      segments = warps + static_cast<int>((tiles + blocks - 1) / blocks);
-      bytes = IndexParts(groups_in(task), warps, segments).end;
-      if (bytes <= room) return;
-    }
-    warps = 0;
-  }
-};
+ProductGrid grid_for(const ProductTasks& tasks) {
+  constexpr int kMostTiles = 256;
+  const int groups = groups_in(tasks.of[0]);
+  const int64_t room = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) -
+                       static_cast<int64_t>(sizeof(IndexShared));
+  return {tasks, kMostTiles, kIndexWarps, room,
+          [&](int warps, int segments) { return IndexParts(groups, warps, segments).end; }};
+}
 
 template <bool brain>
-void launch(const ProductTask& task, cudaStream_t stream) {
-  const IndexGrid grid(task);
+void launch(const ProductTasks& tasks, cudaStream_t stream) {
+  const ProductGrid grid = grid_for(tasks);
   const auto kernel = product_of_indices<brain>;
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, grid.bytes);
-  launch_overlapping(kernel, static_cast<unsigned>(grid.blocks), grid.warps * 32, grid.bytes,
-                     stream, task, groups_in(task), grid.segments);
+  launch_overlapping(kernel, static_cast<unsigned>(grid.shares.blocks()), grid.warps * 32,
+                     grid.bytes, stream, products_of(tasks, grid.shares), groups_in(tasks.of[0]),
+                     grid.segments);
+}
+
+bool takes(const ProductTask& task) {
+  const Layout& layout = task.layout;
+  return task.m == 1 && layout.deviation_bits == 0 && groups_in(task) % 2 == 0 &&
+         reinterpret_cast<uintptr_t>(task.planes.scale) % 4 == 0 &&
+         layout.exponent <= kMostExponent && layout.exponent >= -kMostExponent;
 }
 
 }  // namespace
 
-bool multiplies_indices(const ProductTask& task) {
-  const Layout& layout = task.layout;
-  return attribute(cudaDevAttrComputeCapabilityMajor) == 9 && task.m == 1 &&
-         layout.deviation_bits == 0 && groups_in(task) % 2 == 0 &&
-         reinterpret_cast<uintptr_t>(task.planes.scale) % 4 == 0 &&
-         layout.exponent <= kMostExponent && layout.exponent >= -kMostExponent &&
-         IndexGrid(task).warps > 0;
+bool multiplies_indices(const ProductTasks& tasks) {
+  return attribute(cudaDevAttrComputeCapabilityMajor) == 9 &&
+         std::all_of(tasks.of, tasks.of + tasks.count, takes) && grid_for(tasks).warps > 0;
 }
 
-void multiply_indices(const ProductTask& task, cudaStream_t stream) {
-  if (task.dtype == Dtype::kBFloat16) return launch<true>(task, stream);
-  launch<false>(task, stream);
+void multiply_indices(const ProductTasks& tasks, cudaStream_t stream) {
+  if (tasks.of[0].dtype == Dtype::kBFloat16) return launch<true>(tasks, stream);
+  launch<false>(tasks, stream);
 }
 
 }  // namespace phiquant::cuda

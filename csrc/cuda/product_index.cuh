@@ -77,13 +77,15 @@ __device__ __forceinline__ void multiply_stages(const Cut& cut, const uint16_t* 
 
 template <bool brain>
 __global__ void __launch_bounds__(kIndexWarps * 32, 1)
-    product_of_indices(const __grid_constant__ ProductTask task, int groups, int segments) {
+    product_of_indices(const __grid_constant__ Products products, int groups, int segments) {
   using T = std::conditional_t<brain, __nv_bfloat16, __half>;
   extern __shared__ __align__(128) uint8_t memory[];
   __shared__ IndexShared shared;
   const int lane = lane_of_thread(), warp = static_cast<int>(threadIdx.x) / 32;
   const int warps = static_cast<int>(blockDim.x) / 32;
-  const Cut cut(task, groups, warps);
+  const int block = static_cast<int>(blockIdx.x), weight = products.shares.weight_of(block);
+  const ProductTask& task = products.of[weight];
+  const Cut cut(task, products.shares.among(weight, block), groups, warps);
   const Place place(cut, warp);
   fetch_first(cut, task, place, lane);
   IndexRing ring(cut, task.planes, memory + warp * IndexRing::kBytes, warp, lane);

@@ -7,7 +7,7 @@ namespace phiquant::cuda {
 
 // Whether it takes what `multiplies` takes: an even number of groups a row, on a Hopper GPU, where
 // it was found to be faster.
-bool multiplies_indices(const ProductTask& task);
-void multiply_indices(const ProductTask& task, cudaStream_t stream);
+bool multiplies_indices(const ProductTasks& tasks);
+void multiply_indices(const ProductTasks& tasks, cudaStream_t stream);
 
 }  // namespace phiquant::cuda

@@ -11,6 +11,7 @@
 
 #include <type_traits>
 
+#include "product_grid.h"
 #include "product_worker.cuh"
 #include "sums.cuh"
 
@@ -60,7 +61,7 @@ __device__ __forceinline__ void store_tiles(const ProductTask& task, const Cut& 
 
 template <int deviation, int rows, bool brain>
 __global__ void __launch_bounds__(Shape<deviation, rows>::kMostWarps * 32, 1)
-    product(const __grid_constant__ ProductTask task, int groups, int segments) {
+    product(const __grid_constant__ Products products, int groups, int segments) {
   using T = std::conditional_t<brain, __nv_bfloat16, __half>;
   using Shaped = Shape<deviation, rows>;
   using Stages = typename Shaped::Stages;
@@ -68,7 +69,9 @@ __global__ void __launch_bounds__(Shape<deviation, rows>::kMostWarps * 32, 1)
   __shared__ Shared<rows> shared;
   const int lane = lane_of_thread(), warp = static_cast<int>(threadIdx.x) / 32;
   const int warps = static_cast<int>(blockDim.x) / 32;
-  const Cut cut(task, groups, warps);
+  const int block = static_cast<int>(blockIdx.x), weight = products.shares.weight_of(block);
+  const ProductTask& task = products.of[weight];
+  const Cut cut(task, products.shares.among(weight, block), groups, warps);
   Place place(cut, warp);
   Stages ring(cut, task.planes, memory + warp * Stages::kBytes, warp, lane);
   ring.fetch();

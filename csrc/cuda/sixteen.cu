@@ -1,6 +1,8 @@
 // Which products the kernel of up to 16 rows of x takes, and how they are cut.
 #include "sixteen.h"
 
+#include <algorithm>
+
 #include "sixteen_launch.cuh"
 
 namespace phiquant::cuda {
@@ -11,10 +13,10 @@ constexpr int64_t kManyWeights = 1 << 25;  // but of so many weights with 4 devi
 constexpr int kMostExponent = 64;  // of scales: what sums are multiplied with stays within fp32
 
 // The same for any number of rows of x, so that a row's sums are.
-SixteenCut best_cut(const SixteenPlan& plan) {
-  const SixteenCut one = cut_into(plan, 1);
-  if (plan.groups <= kQuad) return one;
-  const SixteenCut two = cut_into(plan, 2);
+SixteenCut best_cut(const SixteenPlans& plans) {
+  const SixteenCut one = cut_into(plans, 1);
+  if (plans.of[0].groups <= kQuad) return one;
+  const SixteenCut two = cut_into(plans, 2);
   if (!two.fits()) return one;
   return !one.fits() || two.cost < one.cost ? two : one;
 }
@@ -27,6 +29,13 @@ SixteenPlan plan_of(const ProductTask& task) {
   plan.tiles = static_cast<int>((task.out_features + kSixteen - 1) / kSixteen);
   plan.whole_groups = task.layout.columns % kColumn == 0;
   return plan;
+}
+
+SixteenPlans plans_of(const ProductTasks& tasks) {
+  SixteenPlans plans{};
+  plans.count = tasks.count;
+  for (int i = 0; i < tasks.count; i++) plans.of[i] = plan_of(tasks.of[i]);
+  return plans;
 }
 
 SixteenPlan plan_of(const GroupedTask& task) {
@@ -61,32 +70,38 @@ bool can_copy(const SixteenPlan& plan) {
 }
 
 template <bool experts>
-void launch(const SixteenPlan& plan, const SixteenCut& cut, cudaStream_t stream) {
-  switch (plan.task.layout.deviation_bits) {
+void launch(const SixteenPlans& plans, const SixteenCut& cut, cudaStream_t stream) {
+  switch (plans.of[0].task.layout.deviation_bits) {
     case 0:
-      return launch_sixteen<0, experts>(plan, cut, stream);
+      return launch_sixteen<0, experts>(plans, cut, stream);
     case 2:
-      return launch_sixteen<2, experts>(plan, cut, stream);
+      return launch_sixteen<2, experts>(plans, cut, stream);
     default:
-      return launch_sixteen<4, experts>(plan, cut, stream);
+      return launch_sixteen<4, experts>(plans, cut, stream);
   }
 }
 
 }  // namespace
 
-bool multiplies_sixteen(const ProductTask& task) {
+bool multiplies_sixteen(const ProductTasks& tasks) {
+  const ProductTask& task = tasks.of[0];
   const Layout& layout = task.layout;
   if (!takes(layout, task.dtype) || task.remainder.payload != nullptr) return false;
-  const bool many =
-      layout.deviation_bits == 4 && task.out_features * layout.columns >= kManyWeights;
+  int64_t out_features = 0;
+  for (int i = 0; i < tasks.count; i++) out_features += tasks.of[i].out_features;
+  const bool many = layout.deviation_bits == 4 && out_features * layout.columns >= kManyWeights;
   if (task.m < (many ? 1 : kFewestRows) || task.m > kSixteen) return false;
-  const SixteenPlan plan = plan_of(task);
-  return can_copy(plan) && best_cut(plan).fits();
+  const SixteenPlans plans = plans_of(tasks);
+  return std::all_of(plans.of, plans.of + plans.count, can_copy) && best_cut(plans).fits();
 }
 
-void multiply_sixteen(const ProductTask& task, cudaStream_t stream) {
-  const SixteenPlan plan = plan_of(task);
-  launch<false>(plan, best_cut(plan), stream);
+bool fit_one_pass(const ProductTasks& tasks) {
+  return best_cut(plans_of(tasks)).shares.tiles <= kMostTall;
+}
+
+void multiply_sixteen(const ProductTasks& tasks, cudaStream_t stream) {
+  const SixteenPlans plans = plans_of(tasks);
+  launch<false>(plans, best_cut(plans), stream);
 }
 
 bool multiplies_sixteen(const GroupedTask& task) {
@@ -97,7 +112,7 @@ bool multiplies_sixteen(const GroupedTask& task) {
 
 void multiply_sixteen(const GroupedTask& task, cudaStream_t stream) {
   const SixteenPlan plan = plan_of(task);
-  launch<true>(plan, cut_experts(plan), stream);
+  launch<true>({{plan}, 1, {}}, cut_experts(plan), stream);
 }
 
 }  // namespace phiquant::cuda

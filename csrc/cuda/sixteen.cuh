@@ -10,7 +10,7 @@
 #pragma once
 
 #include "grouped.h"
-#include "kernels.h"
+#include "shares.cuh"
 
 namespace phiquant::cuda {
 
@@ -42,6 +42,14 @@ struct SixteenPlan {
   int units;           // of a quad's ring
   bool aligned_words;  // 8 scale words can be read at once
   bool whole_groups;   // x has no short last group
+};
+
+// Products of one x: plans that differ in what is of the weight alone, and whose clusters are
+// whose. Experts are one of them.
+struct SixteenPlans {
+  SixteenPlan of[kMostWeights];
+  int count;
+  BlockShares shares;
 };
 
 // `tall`: tiles of a pass, at most. `experts`: rows are those of experts, which the kernel finds.
@@ -95,10 +103,11 @@ struct SixteenRoom {
 struct SixteenPlace {
   int expert;          // among those that have rows
   int rank, blocks;    // in its cluster
+  int weight;          // of those that are multiplied together
   int first, last;     // tiles
   int begin, columns;  // of the weight's columns
 
-  __device__ __forceinline__ explicit SixteenPlace(const SixteenPlan& plan) {
+  __device__ __forceinline__ explicit SixteenPlace(const SixteenPlans& plans) {
     uint32_t its_rank = 0, its_blocks = 1;
 #if __CUDA_ARCH__ >= 900
     asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(its_rank));
@@ -106,7 +115,10 @@ struct SixteenPlace {
 #endif
     rank = static_cast<int>(its_rank);
     blocks = static_cast<int>(its_blocks);
-    const int number = static_cast<int>(blockIdx.x) >> (blocks - 1);  // of one or two
+    int number = static_cast<int>(blockIdx.x) >> (blocks - 1);  // of one or two
+    weight = plans.shares.weight_of(number);
+    number -= plans.shares.begin[weight];
+    const SixteenPlan& plan = plans.of[weight];
     expert = plan.experts == 1 ? 0 : number / plan.each;
     const int cluster = number - expert * plan.each;
     first = cluster * plan.share + min(cluster, plan.more);

@@ -6,8 +6,9 @@
 
 namespace phiquant::cuda {
 
-bool multiplies_sixteen(const ProductTask& task);
-void multiply_sixteen(const ProductTask& task, cudaStream_t stream);
+bool multiplies_sixteen(const ProductTasks& tasks);
+bool fit_one_pass(const ProductTasks& tasks);
+void multiply_sixteen(const ProductTasks& tasks, cudaStream_t stream);
 
 // The same for experts, with any number of rows.
 bool multiplies_sixteen(const GroupedTask& task);

@@ -39,14 +39,16 @@ int units_of(const SixteenPlan& plan, const SixteenCut& cut) {
 
 }  // namespace
 
-SixteenCut cut_into(const SixteenPlan& plan, int blocks) {
-  const int most = attribute(cudaDevAttrMultiProcessorCount) / blocks;
+SixteenCut cut_into(const SixteenPlans& plans, int blocks) {
+  const SixteenPlan& plan = plans.of[0];
+  int tiles_of[kMostWeights] = {};
+  for (int i = 0; i < plans.count; i++) tiles_of[i] = plans.of[i].tiles;
   SixteenCut cut{};
+  cut.shares = {tiles_of, plans.count, attribute(cudaDevAttrMultiProcessorCount) / blocks};
   cut.blocks = blocks;
   cut.eights = plan.task.m <= 8 ? 1 : 2;
-  cut.clusters = cut.each = plan.tiles < most ? plan.tiles : most;
   cut.columns = ceil_div(ceil_div(plan.groups, kQuad), blocks) * kQuad;
-  const int tiles = ceil_div(plan.tiles, cut.clusters);
+  const int tiles = cut.shares.tiles;
   const int steps = ceil_div(cut.columns, kColumnWarps);
   for (int passes = ceil_div(tiles, kMostTall);; passes++) {
     cut.tall = ceil_div(tiles, passes);
@@ -67,12 +69,13 @@ SixteenCut cut_experts(const SixteenPlan& plan) {
     // An expert with more rows takes several turns; most have few.
     cut.eights = plan.task.m <= 8 || plan.task.m <= 4 * plan.experts ? 1 : 2;
     cut.each = ceil_div(plan.tiles, tall);
-    cut.clusters = cut.each * many;
+    const int clusters = cut.each * many;
+    cut.shares = BlockShares(clusters);
     cut.tall = ceil_div(plan.tiles, cut.each);
     cut.columns = ceil_div(plan.groups, kQuad) * kQuad;
     cut.units = units_of(plan, cut);
     const int steps = ceil_div(cut.columns, kColumnWarps);
-    cut.cost = ceil_div(cut.clusters, processors) * (cost_of_pass(steps, cut.tall) + kBlockCost);
+    cut.cost = ceil_div(clusters, processors) * (cost_of_pass(steps, cut.tall) + kBlockCost);
     if (cut.fits() && (!best.fits() || cut.cost < best.cost)) best = cut;
   }
   return best;

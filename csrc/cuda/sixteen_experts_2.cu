@@ -2,6 +2,6 @@
 
 namespace phiquant::cuda {
 
-template void launch_sixteen<2, true>(const SixteenPlan&, const SixteenCut&, cudaStream_t);
+template void launch_sixteen<2, true>(const SixteenPlans&, const SixteenCut&, cudaStream_t);
 
 }  // namespace phiquant::cuda

@@ -73,14 +73,16 @@ __device__ __forceinline__ void fetch_first(const SixteenPlan& plan, const Sixte
 
 template <class Shape>
 __global__ void __launch_bounds__(kSixteenThreads, 1)
-    sixteen_rows(const __grid_constant__ SixteenPlan plan,
-                 const __grid_constant__ SixteenMaps maps) {
+    sixteen_rows(const __grid_constant__ SixteenPlans plans,
+                 const __grid_constant__ SixteenMapsOf all_maps) {
 #if __CUDA_ARCH__ >= 900
   extern __shared__ uint8_t room[];
   __shared__ SixteenShared shared;
   uint8_t* const memory = room + (-shared_address(room) & 1023);  // as the copies' pattern wants it
   const int thread = static_cast<int>(threadIdx.x);
-  const SixteenPlace place(plan);
+  const SixteenPlace place(plans);
+  const SixteenPlan& plan = plans.of[place.weight];
+  const SixteenMaps& maps = all_maps.of[place.weight];
   if constexpr (!Shape::kExperts) fetch_first(plan, place);
   if (thread < kBendCount) {
     FittedBend bend = fitted_bend_of(thread);

@@ -7,24 +7,25 @@
 
 namespace phiquant::cuda {
 
-// Clusters of one or two blocks, of which `each` are an expert's; eights of rows of x and tiles of
-// a pass, columns of a cluster's first block (whole boxes; the other one has no more), units of a
-// quad's ring, and how long that may take, in tiles of a warp.
+// Clusters of one or two blocks, whose they are, and how many an expert's; eights of rows of x and
+// tiles of a pass, columns of a cluster's first block (whole boxes; the other one has no more),
+// units of a quad's ring, and how long that may take, in tiles of a warp.
 struct SixteenCut {
-  int clusters, each, blocks, eights, tall, columns, units;
+  BlockShares shares;
+  int each, blocks, eights, tall, columns, units;
   double cost;
 
   bool fits() const { return units >= 2; }
 };
 
-SixteenCut cut_into(const SixteenPlan& plan, int blocks);
+SixteenCut cut_into(const SixteenPlans& plans, int blocks);
 
 // For as many experts as may have rows: no block has more than a pass.
 SixteenCut cut_experts(const SixteenPlan& plan);
 
 // Each in a file of its own, since they take long to compile.
 template <int deviation, bool experts>
-void launch_sixteen(const SixteenPlan& plan, const SixteenCut& cut, cudaStream_t stream);
+void launch_sixteen(const SixteenPlans& plans, const SixteenCut& cut, cudaStream_t stream);
 
 inline Matrix x_of(const SixteenPlan& plan) {
   const ProductTask& task = plan.task;

@@ -11,6 +11,10 @@ struct SixteenMaps {
   CUtensorMap x, index[2], high[2];
 };
 
+struct SixteenMapsOf {
+  SixteenMaps of[kMostWeights];
+};
+
 // Of a quad. `empty`: its warps have read.
 struct QuadBarriers {
   Barrier full[kMostUnits], empty[kMostUnits], x_full, x_empty;

@@ -14,21 +14,22 @@ inline constexpr int kChunk = 8;  // groups whose scale words a lane loads toget
 
 struct Cut {
   int64_t out_features;
+  BlockOf block;
   int groups;         // of a row
   int tiles;          // of this block
   int stages;         // of a tile
   WarpShares shares;  // of the stages of all tiles
 
-  __device__ __forceinline__ Cut(const ProductTask& task, int groups_of_row, int warps)
+  __device__ __forceinline__ Cut(const ProductTask& task, BlockOf its_block, int groups_of_row,
+                                 int warps)
       : out_features(task.out_features),
+        block(its_block),
         groups(groups_of_row),
-        tiles(tiles_of_block(out_features, kTile)),
+        tiles(block.tiles(out_features, kTile)),
         stages((groups_of_row + kStageGroups - 1) / kStageGroups),
         shares(tiles * stages, warps) {}
 
-  __device__ __forceinline__ int64_t first_row(int tile) const {
-    return (blockIdx.x + int64_t{static_cast<unsigned>(tile)} * gridDim.x) * kTile;
-  }
+  __device__ __forceinline__ int64_t first_row(int tile) const { return block.tile(tile) * kTile; }
   __device__ __forceinline__ int rows_of(int tile) const {
     const int64_t left = out_features - first_row(tile);
     return left < kTile ? static_cast<int>(left) : kTile;

@@ -19,6 +19,7 @@ from phiquant.codec import Layout
 from tests.cuda import test_encode, test_experts, test_remainder
 from tests.cuda.support import ON_A_GPU, compiled_exact, on_gpu, phi, same, settings, typical_planes
 from tests.cuda.test_linear import TOLERANCE, error, linear, sums_in_fp32
+from tests.cuda.test_linears import linears
 from tests.support import weight
 
 pytestmark = ON_A_GPU
@@ -34,6 +35,16 @@ def multiply(rows: int, deviation: int, shape: tuple[int, int], dtype: torch.dty
     bias = torch.randn(shape[0], dtype=dtype, device="cuda")
     actual = linear(x, on_gpu(planes), bias, layout)
     assert error(x, codec.decode(planes, layout), actual, bias) <= TOLERANCE[dtype]
+
+
+def multiply_together(m: int, deviation: int, columns: int, rows: tuple[int, ...]) -> None:
+    layout = Layout(columns, 4, deviation, exponent=0)
+    planes = [typical_planes(layout, count) for count in rows]
+    x = torch.randn(m, columns, dtype=BRAIN, device="cuda") * 0.1
+    biases = [torch.randn(count, dtype=BRAIN, device="cuda") for count in rows]
+    products = linears(x, [on_gpu(each) for each in planes], biases, layout)
+    for of, bias, actual in zip(planes, biases, products, strict=True):
+        assert error(x, codec.decode(of, layout), actual, bias) <= TOLERANCE[BRAIN]
 
 
 def multiply_exact(rows: int, columns: int, dtype: torch.dtype) -> None:
@@ -92,6 +103,12 @@ CASES: list[Callable[[], None]] = [
         for bits in (0, 4)
     ),
     *(partial(multiply, m, 4, (301, 1032), HALF) for m in (1, 8, 24)),
+    *(
+        partial(multiply_together, m, bits, columns, (301, 17, 64))
+        for m in (1, 2, 8, 16)
+        for bits in DEVIATIONS
+        for columns in (1024, 1032)
+    ),
     *(partial(multiply_exact, m, columns, BRAIN) for m in (1, 8, 16) for columns in (1024, 1100)),
     *(partial(multiply_exact, m, 1100, HALF) for m in (1, 8)),
     *(

@@ -1,0 +1,79 @@
+"""Products of one x with several weights on a GPU: those of each weight on its own, about."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from phiquant import codec, graph_ops
+from phiquant.codec import Layout, Planes
+from tests.cuda.support import ON_A_GPU, on_gpu, phi, settings, typical_planes
+from tests.cuda.test_linear import HALVES, TOLERANCE, error, sums_in_fp32
+
+pytestmark = ON_A_GPU
+__all__ = ["sums_in_fp32"]  # used by every test
+ROWS = {
+    "queries, keys, values": (4096, 1024, 1024),
+    "gate, up": (3000, 3000),
+    "odd": (17, 1, 200),
+    "one large": (9000, 16),
+    "more than a pass": (9000, 9000),
+}
+
+
+def linears(x: Tensor, weights: list[Planes], biases: list[Tensor], layout: Layout) -> list[Tensor]:
+    lists = [[w[i] for w in weights if w[i] is not None] for i in range(4)]
+    code = graph_ops.pack(*settings(layout), False)
+    products: list[Tensor] = phi._linears(x, *lists, biases, layout.columns, code)
+    return products
+
+
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS.keys())
+@pytest.mark.parametrize("deviation", [0, 2, 4, 8])
+@pytest.mark.parametrize("columns", [520, 4096])
+@HALVES
+def test_within_tolerance(
+    dtype: torch.dtype, columns: int, deviation: int, rows: tuple[int, ...]
+) -> None:
+    layout = Layout(columns, 4, deviation, exponent=0)
+    planes = [typical_planes(layout, count) for count in rows]
+    there = [on_gpu(each) for each in planes]
+    weights = [codec.decode(each, layout).cuda() for each in planes]
+    biased = [torch.randn(count, dtype=dtype, device="cuda") for count in rows]
+    for m in (1, 2, 3, 5, 8, 9, 16, 17, 70):
+        x = torch.randn(m, columns, dtype=dtype, device="cuda") * 0.1
+        for biases in ([], biased):
+            found = linears(x, there, biases, layout)
+            again = linears(x, there, biases, layout)
+            for product, repeated, of, bias in zip(
+                found, again, weights, biases or [None] * len(rows), strict=True
+            ):
+                assert product.shape == (m, len(of))
+                assert torch.equal(product, repeated)
+                assert error(x, of, product, bias) <= TOLERANCE[dtype]
+
+
+def test_a_weight_without_rows_and_an_x_without_rows() -> None:
+    layout = Layout(256, 4, 4, exponent=0)
+    some, none = (on_gpu(typical_planes(layout, rows)) for rows in (48, 0))
+    for m in (0, 1, 8):
+        x = torch.randn(m, 256, dtype=torch.bfloat16, device="cuda")
+        found = linears(x, [some, none, some], [], layout)
+        assert [tuple(each.shape) for each in found] == [(m, 48), (m, 0), (m, 48)]
+        assert torch.equal(found[0], found[2])
+
+
+def test_none() -> None:
+    x = torch.randn(1, 256, dtype=torch.bfloat16, device="cuda")
+    assert linears(x, [], [], Layout(256, 4, 4, exponent=0)) == []
+
+
+def test_lists_of_another_length_are_refused() -> None:
+    layout = Layout(256, 4, 4, exponent=0)
+    weights = [on_gpu(typical_planes(layout, 48))] * 2
+    x = torch.randn(1, 256, dtype=torch.bfloat16, device="cuda")
+    with pytest.raises(ValueError, match=r"^bias: expected 2 tensors, for 2 weights .* got 1"):
+        linears(x, weights, [x.new_ones(48)], layout)
+    with pytest.raises(ValueError, match=r"^bias: expected torch.bfloat16 of shape \(48,\)"):
+        linears(x, weights, [x.new_ones(48), x.new_ones(47)], layout)
