@@ -149,7 +149,7 @@ SANITIZER_JOBS ?= 4
 CHECK_CUDA = PYTORCH_NO_CUDA_MEMORY_CACHING=1 xargs -t -P $(SANITIZER_JOBS) -I {} $(SANITIZER) \
   --error-exitcode 9 --require-cuda-init no --report-api-errors no --show-backtrace no
 IN_CUDA_CHECK = $(BIN)/python -m pytest -q -m cuda -p no:cacheprovider $(PYTEST_FLAGS) {} \
-  -k 'not (graph or 2_to_the_31 or stops_the_device or every_kernel)'
+  -k 'not (graph or waits_for_what or 2_to_the_31 or stops_the_device or every_kernel)'
 OURS := --kernel-name kns=phiquant
 EVERY_KERNEL := tests/cuda/test_sanitized.py
 CUDA_TESTS ?= $(EVERY_KERNEL) $(filter-out $(EVERY_KERNEL) %test_compile.py,$(wildcard tests/cuda/test_*.py))

@@ -34,8 +34,12 @@ from phiquant.speculative.statistics import Reading, Statistics
 
 BF16 = "bf16 alone"
 TIERS = {"exact": "exact", "8.25 bits": "deviation"}
+DRAFTS = {"indices": "index", "8.25 bits": "deviation"}
 WIDTHS = {"exact": 8, "8.25 bits": 4}  # of passes that verify
-DRAFTED = {"exact": (4, 5), "8.25 bits": (2, 3)}
+DRAFTED: dict[str, dict[str, tuple[int, ...]]] = {  # how many tokens, by what drafts them
+    "exact": {"indices": (4, 5), "8.25 bits": (6, 7)},
+    "8.25 bits": {"indices": (2, 3)},
+}
 BARS = {"exact": 1.35, "8.25 bits": 1.6}  # times as fast as bf16, at an agreement of 0.85
 _BARS_AT = 0.85
 _PLACES = 512
@@ -68,9 +72,15 @@ class Contender:
     """One way to decode; what it lacks of `passes` is compiled and captured as it is made."""
 
     def __init__(
-        self, name: str, passes: Passes, agreement: float = 0.0, tier: str = "", drafted: int = 0
+        self,
+        name: str,
+        passes: Passes,
+        agreement: float = 0.0,
+        tier: str = "",
+        by: str = "",
+        drafted: int = 0,
     ) -> None:
-        self.name, self.passes, self.drafted = name, passes, drafted
+        self.name, self.passes, self.by, self.drafted = name, passes, by, drafted
         self.alone = tier or name
         self.choice = ByLot(agreement)
         self.told = Statistics(*(Reading.of(model) for model in passes.models.values()))
@@ -97,9 +107,17 @@ def _ignore(taken: list[list[int]]) -> None:
 
 
 def measure(
-    tiers: list[str], layers: int, drafted: int | None, agreement: float, tokens: int
+    tiers: list[str], layers: int, drafted: int | None, agreement: dict[str, float], tokens: int
 ) -> dict[str, Any]:
-    """bf16 alone, and each tier alone and with drafts, taking turns."""
+    """bf16 alone, and each tier alone and with drafts, taking turns.
+
+    Args:
+        tiers: of TIERS.
+        layers: of the model.
+        drafted: how many tokens at once; None: those of DRAFTED.
+        agreement: by what drafts.
+        tokens: of each text.
+    """
     plain = random_llama(num_hidden_layers=layers)
     tell("compressing")
     exact = compressed(plain, EXACT)
@@ -107,23 +125,28 @@ def measure(
     made = [Contender(BF16, _passes(plain, plain))]
     for tier in tiers:
         model = phiquant.view(exact, TIERS[tier])
-        draft = phiquant.draft(model)
-        made.append(Contender(tier, _passes(model, draft)))
-        passes = _passes(model, draft, WIDTHS[tier])
-        for count in DRAFTED[tier] if drafted is None else (drafted,):
-            name = f"{tier}, {count} drafted"
-            made.append(Contender(name, passes, agreement, tier, count))
+        made.append(Contender(tier, _passes(model, model)))
+        for by, counts in DRAFTED[tier].items():
+            draft = phiquant.draft(model, tier=DRAFTS[by])
+            passes = _passes(model, draft, WIDTHS[tier])
+            for count in counts if drafted is None else (drafted,):
+                name = f"{tier}, {count} drafted by {by}"
+                made.append(Contender(name, passes, agreement[by], tier, by, count))
     for number in range(_ROUNDS):
         tell(f"round {number + 1} of {_ROUNDS}")
         for contender in made:
             contender.turn(tokens)
-    found = {(c.alone, c.passes.width): times(c) for c in made}
+    found = {(c.alone, c.by): times(c) for c in made}
     return {
         "gpu": torch.cuda.get_device_name(),
         "agreement": agreement,
         "rows": [row(contender) for contender in made],
-        "passes_ms": {f"{name}, passes of {width or 1}": t for (name, width), t in found.items()},
+        "passes_ms": {_pair(*key): times for key, times in found.items()},
     }
+
+
+def _pair(tier: str, by: str) -> str:
+    return f"{tier}, drafted by {by}" if by else f"{tier}, alone"
 
 
 def _passes(model: nn.Module, draft: nn.Module, width: int | None = None) -> Passes:
@@ -193,29 +216,35 @@ def expected(tokens: int, agreement: float) -> float:
     return sum(agreement**number for number in range(tokens + 1))
 
 
-def bounds(passes_ms: dict[str, dict[str, float]], tiers: list[str], agreement: float) -> list[str]:
+def bounds(
+    passes_ms: dict[str, dict[str, float]], tiers: list[str], agreement: dict[str, float]
+) -> list[str]:
     """What passes alone, without a host between them, would allow: the best number of drafts."""
-    plain = passes_ms[f"{BF16}, passes of 1"]["model, 1"]
+    plain = passes_ms[_pair(BF16, "")]["model, 1"]
     lines = []
-    for tier in tiers:
-        width = WIDTHS[tier]
-        ms = passes_ms[f"{tier}, passes of {width}"]
+    for tier, by in [(each, by) for each in tiers for by in DRAFTED[each]]:
+        ms, width = passes_ms[_pair(tier, by)], WIDTHS[tier]
         each = {
-            count: expected(count, agreement) / (count * ms["draft, 1"] + ms[f"model, {width}"])
+            count: expected(count, agreement[by]) / (count * ms["draft, 1"] + ms[f"model, {width}"])
             for count in range(1, width)
         }
         best = max(each, key=each.__getitem__)
-        lines.append(f"{tier}: passes alone allow {plain * each[best]:.2f} x bf16, {best} drafted")
+        lines.append(
+            f"{_pair(tier, by)}: passes alone allow {plain * each[best]:.2f} x bf16, {best} drafted"
+        )
     return lines
 
 
 def verdicts(rows: list[dict[str, Any]], options: argparse.Namespace) -> list[Verdict]:
     """Of the best number of drafts; bars hold for all layers and the agreement they were set at."""
     plain = next(row["tokens_per_s"] for row in rows if row["what"] == BF16)
-    whole = options.layers == LLAMA_8B_LAYERS and options.agreement == _BARS_AT
+    whole = options.layers == LLAMA_8B_LAYERS and options.agreement[0] == _BARS_AT
     made = []
     for tier in options.tiers:
-        best = max(r["tokens_per_s"] for r in rows if r["alone"] == tier and r["what"] != tier)
-        what = f"{tier} with drafts against bf16, imposed agreement of {options.agreement:.0%}"
-        made.append(Verdict(what, BARS[tier], best / plain if whole else None, "x"))
+        best = max(
+            (r for r in rows if r["alone"] == tier and r["what"] != tier),
+            key=lambda row: row["tokens_per_s"],
+        )
+        gain = best["tokens_per_s"] / plain if whole else None
+        made.append(Verdict(f"{best['what']}, against bf16", BARS[tier], gain, "x"))
     return made

@@ -31,6 +31,7 @@ from benchmarks.cuda_options import gpu_environment, gpu_parser, parsed
 from benchmarks.cuda_profile import profile
 from benchmarks.reporting import Verdict, save, table
 from phiquant import view
+from phiquant.integrations.hf_attention import NAME as ATTENTION
 
 GOALS = {"phiquant index": 2.6, "phiquant index+4": 1.7}  # times as fast as bf16
 
@@ -112,6 +113,7 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
             decoder.close()
 
     model = random_llama(num_hidden_layers=options.layers)
+    model.set_attn_implementation(options.attention)
     add(PLAIN, model, model)
     for config in (DEFAULT, EXACT):
         chosen = [name for name in options.tiers if TIERS[name][0] == config]
@@ -128,6 +130,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=LLAMA_8B_LAYERS)
     parser.add_argument("--tiers", nargs="+", choices=list(TIERS), default=list(TIERS)[:2])
     parser.add_argument("--tokens", type=int, default=100)
+    parser.add_argument(
+        "--attention",
+        choices=("sdpa", ATTENTION),
+        default="sdpa",
+        help="of all models: transformers' own, or one that does not copy keys and values",
+    )
     parser.add_argument("--context", type=int, default=512, help="places in the cache")
     parser.add_argument(
         "--torch-graphs", action="store_true", help='also mode="reduce-overhead" (minutes)'
@@ -140,6 +148,7 @@ def main() -> None:
     options = arguments()
     about = gpu_environment("benchmarks.cuda_decode")
     about["model"] = LLAMA_8B | {"num_hidden_layers": options.layers}
+    about["attention"] = options.attention
     print(json.dumps(about, indent=1), flush=True)
     rows = run(options)
     print(report(rows))

@@ -75,15 +75,16 @@ def verdicts(found: list[dict[str, Any]]) -> list[Verdict]:
 def of_llama(options: argparse.Namespace) -> dict[str, Any]:
     from benchmarks import agreement  # needs a GPU
 
+    imposed = dict(zip(agreement.DRAFTS, options.agreement, strict=True))
     found = agreement.measure(
-        options.tiers, options.layers, options.draft_tokens, options.agreement, options.tokens
+        options.tiers, options.layers, options.draft_tokens, imposed, options.tokens
     )
     what = f"Llama-3.1-8B's shape, {options.layers} layers, {found['gpu']}"
-    print(f"Weights are random: {options.agreement:.0%} of drafted tokens are accepted by lot.")
+    print("Weights are random: drafted tokens are accepted by lot,", imposed)
     print(agreement.report(found["rows"], what), end="\n\n")
     print(*agreement.verdicts(found["rows"], options), sep="\n", flush=True)
     print("ms of a pass, by its model and tokens:", json.dumps(found["passes_ms"], indent=1))
-    print(*agreement.bounds(found["passes_ms"], options.tiers, options.agreement), sep="\n")
+    print(*agreement.bounds(found["passes_ms"], options.tiers, imposed), sep="\n")
     return found
 
 
@@ -123,7 +124,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", choices=("small", "large"), default=["small"])
     parser.add_argument("--tiers", nargs="+", choices=tuple(BARS), default=list(BARS))
     parser.add_argument("--layers", type=int, default=32, help="of the large model")
-    parser.add_argument("--agreement", type=float, default=0.85, help="imposed on the large one")
+    parser.add_argument(
+        "--agreement",
+        nargs=2,
+        type=float,
+        default=[0.85, 0.97],
+        help="imposed on the large one: of drafts by indices, and by 8.25 bits",
+    )
     ways = "eager", "compiled"
     parser.add_argument("--ways", nargs="+", choices=ways, default=["eager"], help="of the small")
     options = parser.parse_args()

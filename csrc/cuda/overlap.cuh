@@ -17,7 +17,8 @@ __device__ __forceinline__ void wait_for_earlier_kernels() {
 #endif
 }
 
-// The next kernel may begin wherever there is room for it.
+// The next kernel may begin wherever there is room for it. Not where this one has several results:
+// Inductor's kernels (triton.enable_pdl) then wait for the last of them alone.
 __device__ __forceinline__ void admit_next_kernel() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;");

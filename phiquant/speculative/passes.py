@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -141,14 +142,23 @@ class Passes:
     def _make(self, name: str, tokens: Tensor, positions: Tensor) -> None:
         model, cache = self.models[name], self.cache
         chosen: Callable[..., Tensor] = step
-        if self.compile:
-            chosen = compiled(tokens, positions, model, cache, by_layers=self.captured)
 
         def run(tokens: Tensor, positions: Tensor) -> Tensor:
             return chosen(model, cache, tokens, positions)
 
         key = name, tokens.shape[1]
-        self.ready[key] = self._capture(run, tokens, positions) if self.captured else run
+        with self._attention(model):
+            if self.compile:
+                chosen = compiled(tokens, positions, model, cache, by_layers=self.captured)
+            self.ready[key] = self._capture(run, tokens, positions) if self.captured else run
+
+    def _attention(self, model: nn.Module) -> AbstractContextManager[None]:
+        """What is made inside keeps the attention that it finds there."""
+        if not self.captured:
+            return nullcontext()
+        from phiquant.integrations.hf_attention import grouped
+
+        return grouped(model.config)  # type: ignore[arg-type]
 
     def _capture(self, run: Run, tokens: Tensor, positions: Tensor) -> Run:
         """The same as a CUDA graph, which reads and writes where it was captured."""
@@ -159,7 +169,7 @@ class Passes:
                 run(tokens, positions)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
+        with _no_collection(), torch.cuda.graph(graph, pool=self.pool):
             logits = run(tokens, positions)
         self.pool = self.pool or graph.pool()
 
@@ -170,6 +180,18 @@ class Passes:
             return logits
 
         return replay
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Nothing is collected inside: to free an older graph's memory would end a capture."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def step(model: nn.Module, cache: SharedCache, tokens: Tensor, positions: Tensor) -> Tensor:

@@ -123,12 +123,11 @@ def runner_of(model: nn.Module) -> Runner:
 def _tier_of_draft(model: nn.Module) -> str:
     """Of the two below exact, the one that was found faster: docs/speculation.md.
 
-    On a CPU a draft of 8.25 bits, of which 0.98 hold, takes little longer than one of indices.
+    A draft of 8.25 bits, of which 0.98 hold, takes little longer than one of indices.
     """
     weights = [p for p in model.parameters() if isinstance(p, PhiTensor)]
     exact = sum(p.numel() for p in weights if p.is_exact and p.deviation_bits)
-    on_gpu = any(p.is_cuda for p in weights)
-    return "deviation" if not on_gpu and 2 * exact > sum(p.numel() for p in weights) else "index"
+    return "deviation" if 2 * exact > sum(p.numel() for p in weights) else "index"
 
 
 def _nothing() -> None:

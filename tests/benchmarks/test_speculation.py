@@ -49,7 +49,7 @@ def test_bars_hold_for_the_whole_model_only() -> None:
     found = [
         {"what": name, "alone": name.split(",")[0], "tokens_per_s": speed} for name, speed in speeds
     ]
-    options = argparse.Namespace(layers=32, agreement=0.85, tiers=["exact"])
+    options = argparse.Namespace(layers=32, agreement=[0.85, 0.97], tiers=["exact"])
     claim = str(agreement.verdicts(found, options)[0])
     assert claim.startswith("PASS")
     assert "1.40 x" in claim
@@ -59,11 +59,11 @@ def test_bars_hold_for_the_whole_model_only() -> None:
 
 def test_what_passes_alone_allow() -> None:
     times = {
-        f"{agreement.BF16}, passes of 1": {"model, 1": 8.0},
-        "8.25 bits, passes of 4": {"draft, 1": 1.0, "model, 4": 4.0},
+        f"{agreement.BF16}, alone": {"model, 1": 8.0},
+        "8.25 bits, drafted by indices": {"draft, 1": 1.0, "model, 4": 4.0},
     }
-    bounds = agreement.bounds(times, ["8.25 bits"], 0.5)
-    assert bounds == ["8.25 bits: passes alone allow 2.40 x bf16, 1 drafted"]
+    bounds = agreement.bounds(times, ["8.25 bits"], {"indices": 0.5})
+    assert bounds == ["8.25 bits, drafted by indices: passes alone allow 2.40 x bf16, 1 drafted"]
 
 
 def test_lots_repeat_themselves() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from phiquant import codec, graph_ops
+from phiquant import graph_ops
 from phiquant.codec import Layout, Planes
 from tests.cuda.support import ON_A_GPU, on_gpu, phi, settings, typical_planes
 from tests.cuda.test_linear import HALVES, TOLERANCE, error, sums_in_fp32
@@ -18,7 +18,6 @@ ROWS = {
     "gate, up": (3000, 3000),
     "odd": (17, 1, 200),
     "one large": (9000, 16),
-    "more than a pass": (9000, 9000),
 }
 
 
@@ -39,7 +38,7 @@ def test_within_tolerance(
     layout = Layout(columns, 4, deviation, exponent=0)
     planes = [typical_planes(layout, count) for count in rows]
     there = [on_gpu(each) for each in planes]
-    weights = [codec.decode(each, layout).cuda() for each in planes]
+    weights = [_decoded(each, layout) for each in there]
     biased = [torch.randn(count, dtype=dtype, device="cuda") for count in rows]
     for m in (1, 2, 3, 5, 8, 9, 16, 17, 70):
         x = torch.randn(m, columns, dtype=dtype, device="cuda") * 0.1
@@ -54,9 +53,29 @@ def test_within_tolerance(
                 assert error(x, of, product, bias) <= TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("deviation", [0, 4])
+def test_weights_that_a_block_takes_in_two_passes(deviation: int) -> None:
+    """They are multiplied one after the other."""
+    layout = Layout(4096, 4, deviation, exponent=0)
+    planes = on_gpu(typical_planes(layout, 9000))
+    for m in (1, 4, 8, 16):
+        x = torch.randn(m, 4096, dtype=torch.bfloat16, device="cuda")
+        found = linears(x, [planes, planes], [], layout)
+        wanted = phi.linear(x, *planes, None, layout.columns, *settings(layout))
+        assert all(error(x, _decoded(planes, layout), each) <= TOLERANCE[x.dtype] for each in found)
+        if m > 4:
+            assert all(torch.equal(each, wanted) for each in found)
+
+
+def _decoded(planes: Planes, layout: Layout) -> Tensor:
+    weight: Tensor = phi.decode(*planes, layout.columns, *settings(layout), torch.float32)
+    return weight
+
+
 def test_a_weight_without_rows_and_an_x_without_rows() -> None:
     layout = Layout(256, 4, 4, exponent=0)
-    some, none = (on_gpu(typical_planes(layout, rows)) for rows in (48, 0))
+    some = on_gpu(typical_planes(layout, 48))
+    none = Planes(*(None if plane is None else plane[:0] for plane in some))
     for m in (0, 1, 8):
         x = torch.randn(m, 256, dtype=torch.bfloat16, device="cuda")
         found = linears(x, [some, none, some], [], layout)
