@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(FewShape<deviation, eights>::kThreads, 1)
     const bool fills = thread == Shape::kWarps * 32;
     if (fills) filler.begin(shared.full, shared.empty);
     __syncthreads();
-    let_later_kernels_begin();
+    admit_next_kernel();
     if (fills) filler.run(shared.full, shared.empty);
     return;
   }
@@ -51,16 +51,9 @@ __global__ void __launch_bounds__(FewShape<deviation, eights>::kThreads, 1)
   Multiplier<deviation, eights> multiplier(plan, shared);
   multiplier.begin(first);
   __syncthreads();
-  let_later_kernels_begin();
+  admit_next_kernel();
   multiplier.run(first, last, shared_address(ring));
 #endif
-}
-
-int attribute_of_device(cudaDeviceAttr which) {
-  int device = 0, value = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&value, which, device);
-  return value;
 }
 
 int few_eights(int64_t m) { return m <= 16 ? 2 : m <= 32 ? 4 : 8; }
@@ -85,7 +78,7 @@ FewPlan few_plan(const ProductTask& task) {
   plan.stages = (plan.groups + kUnitGroups - 1) / kUnitGroups;
   plan.tiles = static_cast<int>((task.out_features + kUnitRows - 1) / kUnitRows);
   const int64_t units = int64_t{plan.stages} * plan.tiles;
-  const int most = attribute_of_device(cudaDevAttrMultiProcessorCount);
+  const int most = attribute(cudaDevAttrMultiProcessorCount);
   plan.blocks = static_cast<int>(units < most ? units : most);
   plan.share = static_cast<int>(units / plan.blocks);
   plan.longer = static_cast<int>(units % plan.blocks);
@@ -109,7 +102,8 @@ void launch_few(const FewPlan& plan, cudaStream_t stream) {
   prepare_few(plan, Shape::kRows, stream);
   const auto kernel = few_rows<deviation, eights>;
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kBytes);
-  launch_early(kernel, plan.blocks, Shape::kThreads, Shape::kBytes, stream, plan, index, high);
+  launch_overlapping(kernel, static_cast<unsigned>(plan.blocks), Shape::kThreads, Shape::kBytes,
+                     stream, plan, index, high);
 }
 
 template <int eights>
@@ -134,8 +128,7 @@ bool multiplies_few(const ProductTask& task) {
          ((at(task.planes.index) | at(task.planes.deviation)) & 15) == 0 &&
          task.dtype != Dtype::kFloat32 && task.m <= kMostFewRows &&
          layout.columns < (int64_t{1} << 24) && task.out_features < (int64_t{1} << 24) &&
-         attribute_of_device(cudaDevAttrComputeCapabilityMajor) >= 9 &&
-         tensor_map_encoder() != nullptr;
+         attribute(cudaDevAttrComputeCapabilityMajor) >= 9 && tensor_map_encoder() != nullptr;
 }
 
 int64_t few_workspace(const ProductTask& task) {

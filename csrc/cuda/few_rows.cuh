@@ -8,6 +8,7 @@
 #pragma once
 
 #include "kernels.h"
+#include "overlap.cuh"
 
 namespace phiquant::cuda {
 
@@ -43,34 +44,5 @@ __device__ __forceinline__ int block_of(const FewPlan& plan, int unit) {
 // Fills plan.x and plan.back for `rows`, a multiple of 8, zeros from task.m on; clears
 // plan.arrived. The product may start before it ends.
 void prepare_few(const FewPlan& plan, int rows, cudaStream_t stream);
-
-// One launch that the stream's previous kernel may let begin early.
-template <class... Parameters, class... Arguments>
-void launch_early(void (*kernel)(Parameters...), int blocks, int threads, int bytes,
-                  cudaStream_t stream, const Arguments&... arguments) {
-  cudaLaunchAttribute early{};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.dynamicSmemBytes = static_cast<size_t>(bytes);
-  config.stream = stream;
-  config.attrs = &early;
-  config.numAttrs = 1;
-  cudaLaunchKernelEx(&config, kernel, arguments...);
-}
-
-// Until all kernels before this one have ended, and what they wrote can be read.
-__device__ __forceinline__ void wait_for_earlier_kernels() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-__device__ __forceinline__ void let_later_kernels_begin() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
 
 }  // namespace phiquant::cuda

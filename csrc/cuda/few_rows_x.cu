@@ -40,7 +40,7 @@ template <bool brain>
 __global__ void __launch_bounds__(kThreads, 8) few_rows_x(FewPlan plan) {
 #if __CUDA_ARCH__ >= 900
   wait_for_earlier_kernels();
-  let_later_kernels_begin();  // what wrote the planes has ended, too
+  admit_next_kernel();  // what wrote the planes has ended, too
   const int m = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
   const int parts = plan.stages * kUnitGroups * 4;  // of a row
   if (m == 0) {
@@ -77,7 +77,7 @@ void prepare_few(const FewPlan& plan, int rows, cudaStream_t stream) {
   // As the product has it: else neither could begin on a multiprocessor before the other has ended.
   cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
                        cudaSharedmemCarveoutMaxShared);
-  launch_early(kernel, rows, kThreads, 0, stream, plan);
+  launch_overlapping(kernel, static_cast<unsigned>(rows), kThreads, 0, stream, plan);
 }
 
 }  // namespace phiquant::cuda
