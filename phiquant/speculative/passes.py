@@ -184,7 +184,7 @@ class Passes:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Nothing is collected inside: to free an older graph's memory would end a capture."""
+    """Nothing is collected inside: a capture ends in an error where memory is freed."""
     enabled = gc.isenabled()
     gc.disable()
     try:
