@@ -1,8 +1,8 @@
-"""transformers' attention on a GPU, for few tokens: queries that share keys meet them at once.
+"""transformers' attention for few tokens: queries that share keys meet them at once.
 
-With a mask, transformers' `sdpa` copies keys and values for all heads that share them, and kernels
-for it give each head to one multiprocessor, of which most stay idle while a text grows token by
-token. Here the query heads that share keys are rows of one product with these.
+With a mask, transformers' `sdpa` copies keys and values for all heads that share them, and a GPU's
+kernels for it give each head to one multiprocessor, of which most stay idle while a text grows
+token by token. Here the query heads that share keys are rows of one product with these.
 """
 
 from __future__ import annotations

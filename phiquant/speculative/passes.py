@@ -154,7 +154,7 @@ class Passes:
 
     def _attention(self, model: nn.Module) -> AbstractContextManager[None]:
         """What is made inside keeps the attention that it finds there."""
-        if not self.captured:
+        if not (self.captured or self.compile):
             return nullcontext()
         from phiquant.integrations.hf_attention import grouped
 
