@@ -20,13 +20,13 @@ struct Sixteen {
     low = load_octet(from, count);
     high = load_octet(from + 8, count - 8);
   }
-  [[maybe_unused]] __device__ __forceinline__ uint32_t largest() const {
+  __device__ __forceinline__ uint32_t largest() const {
     return max(largest_of(low), largest_of(high));
   }
 };
 
 // By all threads of the block.
-[[maybe_unused]] __device__ __forceinline__ uint32_t block_largest(uint32_t mine) {
+__device__ __forceinline__ uint32_t block_largest(uint32_t mine) {
   __shared__ uint32_t of_warps[kThreads / 32];
   mine = __reduce_max_sync(~0u, mine);
   if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = mine;
