@@ -160,8 +160,8 @@ def kernels_of(text: str) -> list[dict[str, Any]]:
 
 def counted(row: dict[str, str], units: dict[str, str]) -> dict[str, Any]:
     """A kernel's counters, in us, bytes and percent."""
-    name = re.sub(r"(\w+|<unnamed>)::", "", row["Kernel Name"]).removeprefix("void ")
-    made: dict[str, Any] = {"kernel": name.split("(")[0]}
+    kernel = re.sub(r"(\w+|<unnamed>)::", "", row["Kernel Name"]).removeprefix("void ")
+    made: dict[str, Any] = {"kernel": kernel.split("(")[0]}
     for name, metric in _METRICS.items():
         unit = units[metric].split("/")[0]
         factor = _UNITS.get(unit, _SIZES.get(unit, 1.0))

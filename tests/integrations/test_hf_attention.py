@@ -17,8 +17,6 @@ from phiquant.integrations import hf_attention
 from phiquant.integrations.hf_attention import NAME, grouped, grouped_attention
 
 PLACES = 40
-
-
 DEVICES = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 
 
@@ -70,12 +68,13 @@ def test_scores_of_halves_are_fp32(dtype: torch.dtype, device: str) -> None:
     torch.testing.assert_close(found.double(), wanted, atol=2e-2, rtol=2e-2)
 
 
-@pytest.mark.parametrize("case", ["no mask", "dropout", "bias", "mask of each head"])
+@pytest.mark.parametrize("case", ["no mask", "dropout", "bias", "mask of each head", "many tokens"])
 def test_what_it_does_not_know_is_transformers_own(
     case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module, query, key, value = operands(1, 6, 2, 3)
-    mask: Tensor | None = mask_of(1, 3)
+    tokens = hf_attention._FEW + 1 if case == "many tokens" else 3
+    module, query, key, value = operands(1, 6, 2, tokens)
+    mask: Tensor | None = mask_of(1, tokens)
     others: dict[str, Any] = {}
     if case == "no mask":
         mask = None
@@ -83,7 +82,7 @@ def test_what_it_does_not_know_is_transformers_own(
         others["dropout"] = 0.5
     elif case == "bias":
         others["position_bias"] = torch.randn(1, 6, 3, PLACES)
-    else:
+    elif case == "mask of each head":
         mask = torch.ones(1, 6, 3, PLACES, dtype=torch.bool)
     asked: list[dict[str, Any]] = []
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
+from typing import Any
 
 import pytest
 import torch
 
 import phiquant
+from phiquant.integrations import hf_attention
 from phiquant.speculative import Statistics, passes
 from phiquant.speculative.choice import Greedy
 from phiquant.speculative.layers import CompiledLayers
@@ -47,6 +50,30 @@ def test_rows_that_are_at_other_places_see_their_own_past() -> None:
             whole = model(ids[row : row + 1, : length + 2]).logits[0]
             assert torch.allclose(first[row], whole[length - 1], atol=1e-4)
             assert torch.allclose(logits[row], whole[length:], atol=1e-4)
+
+
+@pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
+def test_only_compiled_passes_attend_by_groups(
+    compile: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, ids, found = llama(), prompt(9), []
+
+    def making(*operands: Any, by_layers: bool) -> Any:
+        found.append(model.config._attn_implementation)
+        return step
+
+    monkeypatch.setattr(passes, "compiled", making)
+    made = Passes(model, model, 64, compile, captured=False)
+    made.start(ids[:, :4], [4])
+    made.prepare(1, 2)
+    assert found == [hf_attention.NAME] * (3 if compile else 0)
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_nothing_is_collected_while_a_graph_is_captured() -> None:
+    with passes._no_collection():
+        assert not gc.isenabled()
+    assert gc.isenabled()
 
 
 def test_a_cache_that_is_not_started_says_so() -> None:
