@@ -104,6 +104,7 @@ cuda: develop ## the kernels for NVIDIA GPUs alone (PHIQUANT_CUDA_ARCHS=90 for o
 
 bench-cuda: develop ## products, experts, decoding, encoding and whole models on this GPU beside torch and others
 	PYTHONPATH=. $(BIN)/python -m benchmarks.cuda_kernels --json $(BENCH_JSON)/cuda.json
+	PYTHONPATH=. $(BIN)/python -m benchmarks.cuda_joined --json $(BENCH_JSON)/cuda_joined.json
 	PYTHONPATH=. $(BIN)/python -m benchmarks.cuda_experts --json $(BENCH_JSON)/cuda_experts.json
 	PYTHONPATH=. $(BIN)/python -m benchmarks.cuda_encode --json $(BENCH_JSON)/cuda_encode.json
 	PYTHONPATH=. $(BIN)/python -m benchmarks.cuda_decode --json $(BENCH_JSON)/cuda_decode.json
@@ -154,9 +155,10 @@ OURS := --kernel-name kns=phiquant
 EVERY_KERNEL := tests/cuda/test_sanitized.py
 CUDA_TESTS ?= $(EVERY_KERNEL) $(filter-out $(EVERY_KERNEL) %test_compile.py,$(wildcard tests/cuda/test_*.py))
 
-sanitize-cuda: develop ## the kernels for GPUs under NVIDIA's compute-sanitizer: memory, races, what nobody wrote
+sanitize-cuda: develop ## the kernels for GPUs under NVIDIA's compute-sanitizer: memory, races, barriers, what nobody wrote
 	printf '%s\n' $(CUDA_TESTS) | $(CHECK_CUDA) --tool memcheck --padding 512 $(OURS) $(IN_CUDA_CHECK)
 	echo $(EVERY_KERNEL) | $(CHECK_CUDA) --tool racecheck $(OURS) $(IN_CUDA_CHECK)
+	echo $(EVERY_KERNEL) | $(CHECK_CUDA) --tool synccheck $(OURS) $(IN_CUDA_CHECK)
 	echo $(EVERY_KERNEL) | $(CHECK_CUDA) --tool initcheck $(IN_CUDA_CHECK)
 
 fuzz: $(SANITIZED)/.built ## damage checkpoints at random, and use them under the sanitizers

@@ -2,6 +2,8 @@
 #pragma once
 
 #include "kernels.h"
+#include "overlap.cuh"
+#include "stages.cuh"
 
 namespace phiquant::cuda {
 
@@ -21,9 +23,19 @@ struct Begin {
   uint32_t offset;
 };
 
+__device__ __forceinline__ uint32_t start_of(const Remainder& remainder, uint32_t block) {
+  return remainder.consecutive ? block / kBlocksPerStart : block;
+}
+
 __device__ __forceinline__ Begin load_begin(const Remainder& remainder, uint32_t block) {
-  const uint32_t start = remainder.consecutive ? block / kBlocksPerStart : block;
-  return {__ldg(remainder.starts + start), __ldg(remainder.offsets + block)};
+  uint32_t offset;  // 16 bits, loaded to 32: no instruction has to make them so, and wait
+  asm("ld.global.nc.u16 %0, [%1];" : "=r"(offset) : "l"(remainder.offsets + block));
+  return {__ldg(remainder.starts + start_of(remainder, block)), offset};
+}
+
+__device__ __forceinline__ void fetch_begin(const Remainder& remainder, uint32_t block) {
+  fetch_to_l2(remainder.offsets + block);
+  fetch_to_l2(remainder.starts + start_of(remainder, block));
 }
 
 __device__ __forceinline__ Stream open_stream(const Remainder& remainder, const Begin& begin) {
@@ -35,27 +47,20 @@ __device__ __forceinline__ Stream open_stream(const Remainder& remainder, const 
   return {reinterpret_cast<const uint32_t*>(address & ~uintptr_t{3}), at, inside ? at + bits : -1};
 }
 
-// Adds what the lane `step` before has, if it is among this one's `lanes`.
-template <int lanes>
-__device__ __forceinline__ int plus_before(int sum, int step) {
-  asm volatile(
-      "{.reg .pred there; .reg .b32 before;\n"
-      "shfl.sync.up.b32 before|there, %0, %1, %2, 0xFFFFFFFF;\n"
-      "@there add.s32 %0, %0, before;}"
-      : "+r"(sum)
-      : "r"(step), "n"((32 - lanes) << 8));
-  return sum;
-}
-
 // The bit at which this lane's remainders begin; the stream is then at the next strip's. `lanes`:
 // of a row.
 template <int lanes>
 __device__ __forceinline__ int take_bits(int bits, Stream* stream) {
-  int sum = bits;
+  int before = 0, sum = bits;
+  const int lane = lane_of_thread() % lanes;
 #pragma unroll
-  for (int step = 1; step < lanes; step *= 2) sum = plus_before<lanes>(sum, step);
-  const int at = stream->at + sum - bits;
-  stream->at += __shfl_sync(~0u, sum, lanes - 1, lanes);
+  for (int step = 1; step < lanes; step *= 2) {
+    const int others = __shfl_xor_sync(~0u, sum, step);
+    before += (lane & step) ? others : 0;
+    sum += others;
+  }
+  const int at = stream->at + before;
+  stream->at += sum;
   return at;
 }
 

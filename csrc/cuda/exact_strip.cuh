@@ -5,6 +5,7 @@
 #include "edge_table.cuh"
 #include "exact_stream.cuh"
 #include "octets.cuh"
+#include "overlap.cuh"
 
 namespace phiquant::cuda {
 
@@ -44,12 +45,24 @@ __device__ __forceinline__ StripCodes<sixteens> load_strip(const Planes& planes,
   return codes;
 }
 
-// 16 weights of a lane: their sub-cells' first floats, in pairs, the first one low; 16 minus the
-// bits of each one's remainder; and the bits of all remainders.
+__device__ __forceinline__ void fetch_strip(const Planes& planes, int octet, int shift) {
+  fetch_to_l2(planes.index + int64_t{4} * octet);
+  fetch_to_l2(planes.deviation + int64_t{4} * octet);
+  fetch_to_l2(planes.scale + (octet >> shift));
+}
+
+// 16 weights of a lane: their sub-cells' first floats, in pairs, the first one low; the bits of the
+// remainder of each one that is low, and 16 plus those of each one that is high; and the bits of
+// all remainders.
 struct Sixteen {
   uint32_t first[2][4];
-  int lack[2][kOctet];
+  int low[2][4], high[2][4];
   int bits;
+
+  __device__ __forceinline__ int middle(int pair) const { return low[pair / 4][pair % 4]; }
+  __device__ __forceinline__ int end(int pair) const {
+    return low[pair / 4][pair % 4] + high[pair / 4][pair % 4] - 16;
+  }
 };
 
 // Whole codes of an octet's nibbles, of its even weights and of its odd ones, a byte each.
@@ -59,11 +72,11 @@ __device__ __forceinline__ uint32_t joined_nibbles(uint32_t high, uint32_t low) 
   return codes;
 }
 
-// Leading zeros of what is not 0, in one instruction.
-__device__ __forceinline__ int zeros_before(uint32_t bits) {
-  int zeros;
-  asm("bfind.shiftamt.u32 %0, %1;" : "=r"(zeros) : "r"(bits));
-  return zeros;
+// The number of the highest bit of what is not 0, in one instruction.
+__device__ __forceinline__ int highest_bit(uint32_t bits) {
+  int highest;
+  asm("bfind.u32 %0, %1;" : "=r"(highest) : "r"(bits));
+  return highest;
 }
 
 // Two weights, of bytes number `which` of `even` and of `odd`. Upper halves of fp32 numbers are
@@ -71,7 +84,7 @@ __device__ __forceinline__ int zeros_before(uint32_t bits) {
 template <class Table>
 __device__ __forceinline__ void find_pair(const uint8_t* table, uint32_t even, uint32_t odd,
                                           int which, float scale, uint32_t part, uint32_t* first,
-                                          int* lack) {
+                                          int* low, int* high) {
   uint32_t inner[2], outer[2];
 #pragma unroll
   for (int i = 0; i < 2; i++) {
@@ -81,8 +94,9 @@ __device__ __forceinline__ void find_pair(const uint8_t* table, uint32_t even, u
   }
   *first = __byte_perm(inner[0], inner[1], 0x7632);
   const uint32_t spare = __byte_perm(outer[0], outer[1], 0x7632) - *first;
-  lack[0] = zeros_before(spare * 0x10000 + 0xFFFF);
-  lack[1] = zeros_before(spare | 0xFFFF);
+  const uint32_t doubled = spare * 2 + 0x10001;  // as many bits as twice a remainder and one have
+  *low = highest_bit(doubled & 0xFFFF);
+  *high = highest_bit(doubled);
 }
 
 // Where the scale is a good one. `left`: weights from the first on, 16 and more if `whole`; what
@@ -91,22 +105,23 @@ template <class Table, bool whole>
 __device__ __forceinline__ void find_sixteen(const uint8_t* table, const uint32_t* index,
                                              const uint32_t* deviation, float scale, uint32_t part,
                                              int left, Sixteen* of) {
-  int lacks = 0;
+  int bits = -16 * kSixteen / 2;
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     const uint32_t even = joined_nibbles(index[half] << 4, deviation[half]);
     const uint32_t odd = joined_nibbles(index[half], deviation[half] >> 4);
 #pragma unroll
     for (int pair = 0; pair < 4; pair++) {
-      int* const lack = of->lack[half] + 2 * pair;
-      find_pair<Table>(table, even, odd, pair, scale, part, &of->first[half][pair], lack);
-#pragma unroll
-      for (int i = 0; i < 2; i++)
-        if (!whole && kOctet * half + 2 * pair + i >= left) lack[i] = 16;
-      lacks = lacks + lack[0] + lack[1];
+      int* const low = &of->low[half][pair];
+      int* const high = &of->high[half][pair];
+      find_pair<Table>(table, even, odd, pair, scale, part, &of->first[half][pair], low, high);
+      const int column = kOctet * half + 2 * pair;
+      if (!whole && column >= left) *low = 0;
+      if (!whole && column + 1 >= left) *high = 16;
+      bits = bits + *low + *high;
     }
   }
-  of->bits = 16 * kSixteen - lacks;
+  of->bits = bits;
 }
 
 // The bits of all remainders, kNoBlock if the scale word is none. `bias`: (112 + exponent) << 23.

@@ -14,7 +14,7 @@ constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / 32;
 constexpr int kRows = 2;  // of a strip
 using Table = EdgeTable<8>;
-using StripWalk = Walk<Table, kRows, 1>;
+using StripWalk = Walk<Table, kRows, 1, false>;
 constexpr int kStagedBytes = 32 * StripWalk::kLaneWeights * 2;  // a warp's
 
 // A block of 512 columns of a lane's row.
@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int share = blocks / workers, more = blocks % workers;
   const int begin = worker * share + min(worker, more);
   Decoder decoder{task, shape, table + Table::kBytes + warp * kStagedBytes, lane, aligned};
-  const StripWalk walk{shape, task.planes, task.remainder, table, lane};
+  const StripWalk walk{shape, task.planes, task.remainder, table, lane, 0};
   const int64_t row = int64_t{begin / shape.blocks} * kRows + lane / walk.kLanes;
   walk.run(decoder.place_of(row, begin % shape.blocks), share + (worker < more ? 1 : 0), decoder);
 }

@@ -4,6 +4,7 @@
 
 #include "exact_window.cuh"
 #include "overlap.cuh"
+#include "ring.cuh"
 
 namespace phiquant::cuda {
 
@@ -23,8 +24,9 @@ struct StripShape {
         bias(static_cast<uint32_t>(112 + layout.exponent) << 23) {}
 };
 
-// `rows` of a strip, `sixteens` of weights a lane.
-template <class Table, int rows, int sixteens>
+// `rows` of a strip, `sixteens` of weights a lane. `touches`: the next strip's remainders are
+// brought to the L1 cache, where there is room for them.
+template <class Table, int rows, int sixteens, bool touches>
 struct Walk {
   static constexpr int kLanes = 32 / rows;  // of a row
   static constexpr int kLaneWeights = sixteens * kSixteen;
@@ -36,6 +38,7 @@ struct Walk {
   const Remainder& remainder;
   const uint8_t* table;
   int lane;
+  uint32_t touched;  // 4 bytes of this lane's in shared memory, if any are
 
   // This lane's first octet of a row's block. Blocks of a row follow each other, so do strips.
   __device__ __forceinline__ int octet_of(int row, int block) const {
@@ -57,6 +60,16 @@ struct Walk {
     if (from < remainder.payload + remainder.size) fetch_to_l2(from);
   }
 
+  // 4 bytes of every 16 from where the stream is are copied to shared memory, where nobody reads
+  // them: a load to a register would be waited for. Those of the strip before came long ago.
+  __device__ __forceinline__ void touch(const Stream& stream) const {
+    await_all_copies();
+    const int at = stream.at + lane % kLanes * 128;
+    if (at <= stream.limit)
+      asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(touched),
+                   "l"(stream.words + (at >> 5)));
+  }
+
   // This lane's weights of the strip at `column`; `whole`: the row does not end within it.
   template <bool whole, class Place, class Worker>
   __device__ __forceinline__ void take(const Place& place, int column,
@@ -67,6 +80,7 @@ struct Walk {
     const int bits =
         find_strip<Table, whole, sixteens>(table, codes, shape.bias, lane, left, found);
     const int at = take_bits<kLanes>(bits, stream);
+    if constexpr (touches) touch(*stream);
     auto asked = of.template before<whole>(column);
     uint32_t pairs[sixteens][2][4];
     add_remainders<sixteens>(found, stream->words, at, at + bits <= stream->limit, pairs);
@@ -106,6 +120,7 @@ struct Walk {
       }
       of.ended(place, next, count == 1);
     }
+    if constexpr (touches) await_all_copies();
   }
 };
 

@@ -27,19 +27,23 @@ __device__ __forceinline__ void open_window(const uint32_t* words, int at, int b
   for (int i = 0; i < 3; i++) window[i] = __funnelshift_r(of[i], of[i + 1], at);
 }
 
+// The lowest `count` bits, less than 32.
+__device__ __forceinline__ uint32_t lowest_bits(uint32_t bits, int count) {
+  uint32_t lowest;
+  asm("szext.wrap.u32 %0, %1, %2;" : "=r"(lowest) : "r"(bits), "r"(count));
+  return lowest;
+}
+
 // 16 weights in pairs, from a window that begins with their remainders, unless they have more bits
-// than it. Pairs have less than 32, so the window moves on by one after the other. A remainder is
-// shifted up to the end of a word and down again, so that what is left of its neighbours lies below
-// the weight's 16 bits.
+// than it. Pairs have less than 32, so the window moves on by one after the other.
 __device__ __forceinline__ void add_window(const Sixteen& of, uint32_t (&window)[kWindowBits / 32],
                                            uint32_t (&pairs)[2][4]) {
 #pragma unroll
   for (int pair = 0; pair < 8; pair++) {
-    const int* const lack = of.lack[pair / 4] + pair % 4 * 2;
-    const int middle = 16 - lack[0], end = middle + 16 - lack[1];
-    const uint32_t low = __funnelshift_rc(0, window[0], middle) >> lack[0];
-    const uint32_t high = __funnelshift_rc(0, window[0], end) >> lack[1];
-    pairs[pair / 4][pair % 4] = of.first[pair / 4][pair % 4] + __byte_perm(low, high, 0x7632);
+    const int middle = of.middle(pair), end = of.end(pair);
+    const uint32_t both = lowest_bits(window[0], end);
+    const uint32_t low = lowest_bits(window[0], middle), high = both >> middle;
+    pairs[pair / 4][pair % 4] = of.first[pair / 4][pair % 4] + low + (high << 16);
     if (pair < 7) window[0] = __funnelshift_r(window[0], window[1], end);
     if (pair < 6) window[1] = __funnelshift_r(window[1], window[2], end);  // 4 weights: 60 bits
     if (pair < 5) window[2] >>= end;
@@ -52,15 +56,14 @@ static __device__ __noinline__ void add_far(const Sixteen& of, const uint32_t* w
                                             bool inside, uint2 (&pairs)[8]) {
 #pragma unroll 1
   for (int pair = 0; pair < 8; pair++) {
-    const int* const lack = of.lack[pair / 4] + pair % 4 * 2;
+    const int middle = of.middle(pair), end = of.end(pair);
     pairs[pair].x = kTwoNaNs;
     if (!inside) continue;
     const uint32_t* from = words + (at >> 5);
-    const uint32_t two = __funnelshift_r(__ldg(from), __ldg(from + 1), at);  // less than 32 bits
-    const uint32_t low = two & 0xFFFFu >> lack[0];
-    const uint32_t high = two >> (16 - lack[0]) & 0xFFFFu >> lack[1];
-    pairs[pair].x = of.first[pair / 4][pair % 4] + (low | high << 16);
-    at += 32 - lack[0] - lack[1];
+    const uint32_t two = __funnelshift_r(__ldg(from), __ldg(from + 1), at);
+    const uint32_t low = lowest_bits(two, middle), high = lowest_bits(two, end) >> middle;
+    pairs[pair].x = of.first[pair / 4][pair % 4] + low + (high << 16);
+    at += end;
   }
 }
 

@@ -34,25 +34,19 @@ __global__ void __launch_bounds__(FewShape<deviation, eights>::kThreads, 1)
   uint8_t* const ring = room + (-shared_address(room) & 1023);  // as the copies' pattern wants it
   const int thread = static_cast<int>(threadIdx.x), block = static_cast<int>(blockIdx.x);
   const int first = first_unit(plan, block), last = first_unit(plan, block + 1);
-  if (thread >= Shape::kWarps * 32) {
-    const Filler<deviation, Shape> filler{plan, index, high, ring, first, last};
-    const bool fills = thread == Shape::kWarps * 32;
-    if (fills) filler.begin(shared.full, shared.empty);
-    __syncthreads();
-    admit_next_kernel();
-    if (fills) filler.run(shared.full, shared.empty);
-    return;
-  }
+  const bool copies = thread >= Shape::kWarps * 32, fills = thread == Shape::kWarps * 32;
+  const Filler<deviation, Shape> filler{plan, index, high, ring, first, last};
+  Multiplier<deviation, eights> multiplier(plan, shared);
+  if (fills) filler.begin(shared.full, shared.empty);
   if (thread < kBendCount) {
     FittedBend bend = fitted_bend_of(thread);
     bend.back *= power_of_two(plan.task.layout.exponent);
     shared.bends[thread] = bend;
   }
-  Multiplier<deviation, eights> multiplier(plan, shared);
-  multiplier.begin(first);
+  if (!copies) multiplier.begin(first);
   __syncthreads();
-  admit_next_kernel();
-  multiplier.run(first, last, shared_address(ring));
+  if (fills) filler.run(shared.full, shared.empty);
+  if (!copies) multiplier.run(first, last, shared_address(ring));
 #endif
 }
 

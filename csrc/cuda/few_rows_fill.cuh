@@ -46,6 +46,7 @@ struct Filler {
   __device__ __forceinline__ void run(Barrier* full, Barrier* empty) const {
     for (int i = 0; i < ahead(); i++) copy_weights(first + i, i, full[i]);
     wait_for_earlier_kernels();
+    admit_next_kernel();
     asm volatile("fence.proxy.async.global;" ::: "memory");
     for (int i = 0; i < ahead(); i++) copy_x(first + i, i, full[i]);
     Turn<Shape::kStages> turn;

@@ -2,8 +2,7 @@
 // there, by tensor operations of 16 rows of weights, 8 rows of x and 16 columns.
 #pragma once
 
-#include "exact_walk.cuh"
-#include "product_cut.cuh"
+#include "product_x.cuh"
 
 namespace phiquant::cuda {
 
@@ -25,32 +24,21 @@ struct ProductPlace {
 // they are the same however many rows there are. With 4 rows both runs are multiplied at once: the
 // later one's weights are the lower rows, and x has two rows for each run, of which the sums with
 // the other run's weights are left. With 8 nothing is in the lower rows; 16 rows of x are the 16.
-template <int rows, bool aligned>  // aligned: octets of x, to 16 bytes
+template <int rows, XPlace from>
 struct Multiplier {
+  using X = RowsOfX<rows, from>;
   static constexpr bool kBoth = rows == 4, kAcross = rows == 16;
-  static constexpr int kEights = kBoth ? 1 : rows / 8;
-  static constexpr int kRuns = kBoth ? 1 : 2;
+  static constexpr int kRuns = X::kRuns;
+  static constexpr bool kTouches = X::kPastL1;         // there is room in the L1 cache
   static constexpr int kSums = rows * TileCut::kRows;  // of a tile
 
   const ProductTask& task;
   const StripShape& shape;
   int lane, warp;
-  float* partial;              // warp w leaves its sums of tile t at w + t
-  const uint16_t* x[kEights];  // this lane's rows, from its first columns on
+  float* partial;  // warp w leaves its sums of tile t at w + t
+  const X& x;
   float sums[kRuns][4];
 
-  __device__ __forceinline__ int first_column() const {
-    return (lane & 3) * 2 * kSixteen + (kBoth ? lane / 4 % 2 * kSixteen : 0);
-  }
-  __device__ __forceinline__ void begin() {
-#pragma unroll
-    for (int eight = 0; eight < kEights; eight++) {
-      // What the rows that are not there are multiplied to is never stored.
-      const int64_t m = min(int64_t{kBoth ? lane / 8 : lane / 4 + 8 * eight}, task.m - 1);
-      x[eight] = static_cast<const uint16_t*>(task.x) + m * shape.columns + first_column();
-    }
-    clear();
-  }
   __device__ __forceinline__ void clear() {
 #pragma unroll
     for (int i = 0; i < kRuns * 4; i++) sums[i / 4][i % 4] = 0;
@@ -65,34 +53,12 @@ struct Multiplier {
     *place = {place->tile + 1, 0};
   }
 
-  struct Rows {
-    uint32_t of[kOctet];
-  };
-  // 16 columns of a row of x, `more` columns after this lane's first one.
-  template <bool whole>
-  __device__ __forceinline__ Rows load(int eight, int column, int more) const {
-    const uint16_t* const from = x[eight] + static_cast<uint32_t>(column) + more;
-    Rows rows_of_x;
-    if (whole && aligned) {
-#pragma unroll
-      for (int i = 0; i < 2; i++)
-        reinterpret_cast<uint4*>(rows_of_x.of)[i] = __ldg(reinterpret_cast<const uint4*>(from) + i);
-      return rows_of_x;
-    }
-    const int left = shape.columns - column - first_column() - more;
-#pragma unroll
-    for (int i = 0; i < kSixteen; i += 2) {
-      const uint32_t low = i < left ? __ldg(from + i) : 0;
-      const uint32_t high = i + 1 < left ? __ldg(from + i + 1) : 0;
-      rows_of_x.of[i / 2] = low | high << 16;
-    }
-    return rows_of_x;
-  }
+  using Rows = typename X::Sixteens;
   // Where there are registers for it.
-  static constexpr bool kEarly = kBoth && aligned;
+  static constexpr bool kEarly = kBoth && from == XPlace::kAligned;
   template <bool whole>
   __device__ __forceinline__ Rows before(int column) const {
-    if constexpr (kEarly && whole) return load<whole>(0, column, 0);
+    if constexpr (kEarly && whole) return x.template load<whole>(0, column, 0);
     return {};
   }
 
@@ -101,9 +67,9 @@ struct Multiplier {
                                         const uint32_t (&pairs)[2][2][4], Rows& asked) {
 #pragma unroll
     for (int run = 0; run < kRuns; run++) {
-      if constexpr (!(kEarly && whole)) asked = load<whole>(0, column, kSixteen * run);
+      if constexpr (!(kEarly && whole)) asked = x.template load<whole>(0, column, run);
       Rows more;
-      if constexpr (kAcross) more = load<whole>(1, column, kSixteen * run);
+      if constexpr (kAcross) more = x.template load<whole>(1, column, run);
 #pragma unroll
       for (int i = 0; i < kOctet; i += 2) {
         constexpr uint32_t kNothing[2] = {0, 0};
@@ -129,7 +95,7 @@ struct Multiplier {
       to[mine * rows + first / 2] = sums[0][0] + sums[0][3];
     } else {
 #pragma unroll
-      for (int i = 0; i < 2 * kEights; i++) {
+      for (int i = 0; i < 2 * X::kEights; i++) {
         const int at =
             kAcross ? (first + i % 2) * rows + mine + i / 2 * 8 : mine * rows + first + i;
         to[at] = sums[0][i] + sums[1][i];

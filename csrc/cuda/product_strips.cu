@@ -1,9 +1,9 @@
 // Products of at most 16 rows of x with an exact bf16 weight: a warp decodes blocks of 8 rows,
 // strip by strip, and the tensor cores multiply what is in its registers. Blocks of threads stay,
 // one a multiprocessor: a tile is 8 rows, tiles are taken in turn, and their 512-column blocks are
-// shared out evenly among the warps. Counted in machine code, up to 4 rows of x: 18.8 instructions
-// a weight in a strip, 10 of them find its sub-cell, 7 its remainder and the rest are codes, scale,
-// x and loop; 4 steps of shared memory for its edges.
+// shared out evenly among the warps. Counted in machine code, up to 4 rows of x: 16 instructions a
+// weight in a strip, 9 of them find its sub-cell, 5 its remainder and the rest are codes, scale, x
+// and loop; 4 steps of shared memory for its edges.
 #include "exact_strips.h"
 #include "product_multiplier.cuh"
 #include "stages.cuh"
@@ -15,8 +15,8 @@ namespace {
 constexpr int kMostWarps = 16;
 constexpr int kRows = TileCut::kRows;
 using Table = EdgeTable<8>;
-using StripWalk = Walk<Table, kRows, 2>;
-constexpr int kMostTiles = 48;  // of a block: their sums have to find room
+constexpr int kTouchedBytes = kMostWarps * 32 * 4;  // where Walk::touch copies to
+constexpr int kMostTiles = 48;                      // of a block: their sums have to find room
 
 // Sums of a tile come from the warps that have blocks of it, in their order.
 template <int rows_of_x>
@@ -36,24 +36,46 @@ __device__ __forceinline__ void store_tiles(const ProductTask& task, const TileC
   }
 }
 
-template <int rows_of_x, bool aligned>
+// What a lane reads first is fetched to the L2 cache while the kernel ahead ends.
+__device__ __forceinline__ void fetch_first(const ProductTask& task, const StripShape& shape,
+                                            const ProductPlace& first, int lane) {
+  const int64_t there = TileCut::first_row(first.tile) + lane / 4;
+  const int row = static_cast<int>(min(there, task.out_features - 1));
+  const int octet = row * shape.octets + first.block * (kBlock / kOctet) + lane % 4 * 4;
+  fetch_strip(task.planes, min(octet, shape.last_octet), shape.shift);
+  if (lane % 4 == 0)
+    fetch_begin(task.remainder, static_cast<uint32_t>(row * shape.blocks + first.block));
+}
+
+// `x_bytes`: of x in shared memory.
+template <int rows_of_x, XPlace place>
 __global__ void __launch_bounds__(kMostWarps * 32, 1)
     product_strips(const __grid_constant__ ProductTask task,
-                   const __grid_constant__ StripShape shape) {
-  using Part = Multiplier<rows_of_x, aligned>;
+                   const __grid_constant__ StripShape shape, int x_bytes) {
+  using Part = Multiplier<rows_of_x, place>;
   extern __shared__ __align__(128) uint8_t memory[];
-  auto* const partial = reinterpret_cast<float*>(memory + Table::kBytes);
+  uint8_t* const touched = memory + Table::kBytes;
+  uint8_t* const shared_x = touched + kTouchedBytes;
+  auto* const partial = reinterpret_cast<float*>(shared_x + x_bytes);
   const int lane = lane_of_thread(), warp = static_cast<int>(threadIdx.x) / 32;
   const int warps = static_cast<int>(blockDim.x) / 32;
-  Table::fill(memory, warp, warps, lane);
-  __syncthreads();
   const TileCut cut(task.out_features, shape.blocks, warps);
   const int begin = cut.shares.begin(warp);
-  Part part{task, shape, lane, warp, partial, {}, {}};
-  part.begin();
-  const StripWalk walk{shape, task.planes, task.remainder, memory, lane};
-  walk.run(ProductPlace{begin / cut.blocks, begin % cut.blocks}, cut.shares.begin(warp + 1) - begin,
-           part);
+  const ProductPlace first{begin / cut.blocks, begin % cut.blocks};
+  fetch_first(task, shape, first, lane);
+  Table::fill(memory, warp, warps, lane);
+  wait_for_earlier_kernels();
+  admit_next_kernel();
+  const typename Part::X x(task, shape, shared_x, lane);
+  if constexpr (place == XPlace::kShared) x.stage(shape.columns, warp, warps);
+  await_all_copies();
+  __syncthreads();
+  Part part{task, shape, lane, warp, partial, x, {}};
+  part.clear();
+  const Walk<Table, kRows, 2, Part::kTouches> walk{
+      shape,  task.planes, task.remainder,
+      memory, lane,        shared_address(touched) + (warp * 32 + lane) * 4};
+  walk.run(first, cut.shares.begin(warp + 1) - begin, part);
   __syncthreads();
   store_tiles<rows_of_x>(task, cut, partial);
 }
@@ -68,20 +90,47 @@ int warps_for(int blocks) {
   return best;
 }
 
-template <int rows_of_x, bool aligned>
-void launch(const ProductTask& task, cudaStream_t stream) {
-  const StripShape shape(task.layout, task.out_features, StripWalk::kLaneOctets);
+// False if there is no room for x in shared memory. Where x is read through the L1 cache, which may
+// be stale, the kernel does not begin before the one ahead has ended.
+template <int rows_of_x, XPlace place>
+bool launch(const ProductTask& task, cudaStream_t stream) {
+  constexpr int kLaneOctets = 2 * kSixteen / kOctet;
+  const StripShape shape(task.layout, task.out_features, kLaneOctets);
   const auto tiles = static_cast<int>((task.out_features + kRows - 1) / kRows);
   const int most = attribute(cudaDevAttrMultiProcessorCount);
   const int turns = (tiles + most * kMostTiles - 1) / (most * kMostTiles);
   const int grid = tiles < most * turns ? tiles : most * turns;
   const int busiest = (tiles + grid - 1) / grid, warps = warps_for(busiest * shape.blocks);
-  const int sums = (warps + busiest) * rows_of_x * kRows * static_cast<int>(sizeof(float));
-  const int bytes = Table::kBytes + sums;
-  const auto kernel = product_strips<rows_of_x, aligned>;
+  const int sums = (warps + busiest) * rows_of_x * kRows;
+  const int64_t x_bytes =
+      place == XPlace::kShared ? RowsOfX<rows_of_x, place>::shared_bytes(shape.columns) : 0;
+  const int64_t all =
+      Table::kBytes + kTouchedBytes + x_bytes + sums * static_cast<int64_t>(sizeof(float));
+  if (all > attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)) return false;
+  const auto kernel = product_strips<rows_of_x, place>;
+  const auto bytes = static_cast<int>(all);
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  kernel<<<static_cast<unsigned>(grid), warps * 32, static_cast<size_t>(bytes), stream>>>(task,
-                                                                                          shape);
+  if constexpr (RowsOfX<rows_of_x, place>::kPastL1) {
+    launch_overlapping(kernel, static_cast<unsigned>(grid), warps * 32, bytes, stream, task, shape,
+                       static_cast<int>(x_bytes));
+  } else {
+    kernel<<<static_cast<unsigned>(grid), warps * 32, static_cast<size_t>(bytes), stream>>>(
+        task, shape, static_cast<int>(x_bytes));
+  }
+  return true;
+}
+
+template <int rows_of_x>
+void launch_with(const ProductTask& task, cudaStream_t stream) {
+  const bool aligned =
+      (reinterpret_cast<uintptr_t>(task.x) & 15) == 0 && task.layout.columns % kOctet == 0;
+  if (aligned) {
+    if constexpr (rows_of_x == 8)
+      if (launch<rows_of_x, XPlace::kShared>(task, stream)) return;
+    launch<rows_of_x, XPlace::kAligned>(task, stream);
+    return;
+  }
+  launch<rows_of_x, XPlace::kAny>(task, stream);
 }
 
 }  // namespace
@@ -94,11 +143,9 @@ bool multiplies_strips(const ProductTask& task) {
 }
 
 void multiply_strips(const ProductTask& task, cudaStream_t stream) {
-  const bool aligned =
-      (reinterpret_cast<uintptr_t>(task.x) & 15) == 0 && task.layout.columns % kOctet == 0;
-  const auto launch_it = task.m <= 4   ? (aligned ? launch<4, true> : launch<4, false>)
-                         : task.m <= 8 ? (aligned ? launch<8, true> : launch<8, false>)
-                                       : (aligned ? launch<16, true> : launch<16, false>);
+  const auto launch_it = task.m <= 4   ? launch_with<4>
+                         : task.m <= 8 ? launch_with<8>
+                                       : launch_with<16>;
   launch_it(task, stream);
 }
 

@@ -20,6 +20,9 @@ __device__ __forceinline__ void copy_async(uint32_t to, const uint8_t* from, boo
                : "memory");
 }
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;"); }
+__device__ __forceinline__ void await_all_copies() {
+  asm volatile("cp.async.wait_all;" ::: "memory");
+}
 template <int pending>
 __device__ __forceinline__ void await_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
