@@ -70,7 +70,8 @@ def _copied(planes: Planes) -> Planes:
 
 
 def ways(planes: list[Planes], layout: Layout) -> Ways:
-    code = graph_ops.pack(*settings(layout), int8=False)
+    given = (*settings(layout), False)
+    code = graph_ops.pack(*given)
     lists = [[plane for plane in each if plane is not None] for each in zip(*planes, strict=True)]
 
     def apart(x: Tensor) -> list[Tensor]:

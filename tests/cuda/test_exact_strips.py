@@ -151,7 +151,7 @@ def test_corrupt_planes_read_nothing_outside() -> None:
 
 @pytest.mark.parametrize("m", [1, 2, 3, 7, 8, 9, 15, 16])
 def test_products(m: int) -> None:
-    for columns, rows in ((72, 19), (512, 67), (1100, 300), (4096, 1111)):
+    for columns, rows in ((72, 19), (512, 67), (1100, 300), (4096, 1111), (8192, 67)):
         of = weight(rows, columns, dtype=BRAIN)
         layout = layout_of(columns)
         planes, bias = on_gpu(compiled_exact(of, layout)), torch.randn(rows, dtype=BRAIN).cuda()
