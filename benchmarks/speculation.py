@@ -132,7 +132,7 @@ def arguments() -> argparse.Namespace:
         help="imposed on the large one: of drafts by indices, and by 8.25 bits",
     )
     ways = "eager", "compiled"
-    parser.add_argument("--ways", nargs="+", choices=ways, default=["eager"], help="of the small")
+    parser.add_argument("--ways", nargs="+", choices=ways, default=ways, help="of the small")
     options = parser.parse_args()
     if not (ops.compiled if options.device == "cpu" else ops.compiled_cuda):
         parser.error("the compiled kernels are not built")

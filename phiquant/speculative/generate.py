@@ -41,8 +41,8 @@ def generate(
     """Go on with texts as ``model`` does, faster where a shallower tier of it can say the same.
 
     A shallower tier of ``model`` writes some tokens ahead, ``model`` verifies them in one pass, and
-    those that hold are kept. One sequence on a CPU, eager, may also go on as the text did before
-    where its last tokens stood, which takes no draft. Without sampling the tokens are those that
+    those that hold are kept. One sequence on a CPU may also go on as the text did before where its
+    last tokens stood, which takes no draft. Without sampling the tokens are those that
     ``model`` alone decodes, one by one, but where rounding moves a logit further than
     ``tie_tolerance``; with it they have exactly its distribution. Both write to one static cache of
     keys and values. On a GPU every pass is a CUDA graph, and every pass of ``model`` over one
@@ -94,7 +94,8 @@ def generate(
     request.check(streamer, draft_tokens, temperature, top_k, top_p, tie_tolerance)
     ends, stops = request.ends, stopping_criteria
     sequences = Sequences(input_ids, attention_mask, request.most, ends, stops)
-    if tie_tolerance is None and runner_of(model).width(model, input_ids) is not None:
+    widths = runner_of(model).widths(model, input_ids, compile, draft_tokens)
+    if tie_tolerance is None and len(widths) == 1:
         tie_tolerance = 0.0  # all passes give a token's logits the same bits
     choice: Choice = Greedy(request.tolerance(tie_tolerance))
     if do_sample:
@@ -118,7 +119,7 @@ def _decode(
     ids, runner = sequences.ids, runner_of(model)
     if draft is None:
         draft = model if draft_tokens == 0 else runner.draft(model)
-    passes = runner.passes(model, draft, ids, sequences.most, compile, runner.longest(draft_tokens))
+    passes = runner.passes(model, draft, ids, sequences.most, compile, draft_tokens)
     statistics.deep, statistics.shallow = Reading.of(model), Reading.of(draft)
     statistics.prompt_tokens += sum(map(len, sequences.prompts))
 
@@ -129,7 +130,7 @@ def _decode(
     if streamer is not None:
         streamer.put(ids.cpu())
     if not all(sequences.ended):
-        pace = runner.pace(ids, compile, draft_tokens, draft, passes.width)
+        pace = runner.pace(ids, compile, draft_tokens, draft, passes.widths)
         decode(passes, sequences, choice, pace, statistics, show)
     if streamer is not None:
         streamer.end()

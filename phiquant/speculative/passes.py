@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +30,9 @@ class Passes:
         places: how many tokens the cache holds, for each sequence.
         compile: whether passes after the first go through ``torch.compile``.
         captured: whether each of them becomes a CUDA graph.
-        width: how many tokens the model always reads at once, whatever it is asked for, so that
-            the same kernels give each token's logits the same bits, drafted or not; None: as many
-            as it is asked for.
+        widths: how many tokens the model reads at once, ascending: of these the fewest that hold
+            what it is asked for. With one of them the same kernels give each token's logits the
+            same bits, drafted or not. None: as many as it is asked for.
     """
 
     def __init__(
@@ -42,13 +42,13 @@ class Passes:
         places: int,
         compile: bool,
         captured: bool,
-        width: int | None = None,
+        widths: Sequence[int] = (),
     ) -> None:
         from phiquant.integrations.hf_cache import SharedCache
 
         self.models = {"model": model, "draft": draft}
         self.cache = SharedCache(model.config, places)  # type: ignore[arg-type]
-        self.compile, self.captured, self.width = compile, captured, width
+        self.compile, self.captured, self.widths = compile, captured, tuple(widths)
         self.ready: dict[tuple[str, int], Run] = {}
         self.pool: Any = None  # of memory that graphs share
 
@@ -86,28 +86,32 @@ class Passes:
             positions: of the tokens.
             seen: the least of the positions.
         """
-        if self.width is None:
+        if not self.widths:
             return self._run("model", tokens, positions, seen)
+        most = self.widths[-1]
         parts = [
-            self._read_wide(part, at, seen + number * self.width)
+            self._read_wide(part, at, seen + number * most)
             for number, (part, at) in enumerate(
-                zip(tokens.split(self.width, 1), positions.split(self.width, 1), strict=True)
+                zip(tokens.split(most, 1), positions.split(most, 1), strict=True)
             )
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def count(self, tokens: int) -> int:
         """How many passes of the model read so many tokens."""
-        return 1 if self.width is None else -(-tokens // self.width)
+        return -(-tokens // self.widths[-1]) if self.widths else 1
+
+    def _width(self, tokens: int) -> int:
+        """Of the pass that reads so many tokens, or the most that one does."""
+        return next((width for width in self.widths if width >= tokens), self.widths[-1])
 
     def _read_wide(self, tokens: Tensor, positions: Tensor, seen: int) -> Tensor:
-        """A pass of `width` tokens, of which those at the end are no text.
+        """A pass of one of the widths, of whose tokens those at the end may be no text.
 
         What they leave in the cache is written anew before anything sees it, as a draft's is.
         """
-        assert self.width is not None
         asked = tokens.shape[1]
-        more = torch.arange(1, self.width - asked + 1, device=tokens.device)
+        more = torch.arange(1, self._width(asked) - asked + 1, device=tokens.device)
         tokens = torch.cat([tokens, tokens[:, -1:].expand(-1, len(more))], 1)
         positions = torch.cat([positions, positions[:, -1:] + more], 1)
         # Of its own, since the next pass writes to where a graph leaves its logits.
@@ -120,9 +124,11 @@ class Passes:
         What it writes lies at the end of the cache.
         """
         device = self.cache.keys.device
-        needed = [("model", self.width or 1)]  # alone, and where a near tie is decided
+        read = self.widths or (1, drafted + 1)
+        needed = [("model", read[0])]  # alone, and where a near tie is decided
         if drafted:
-            needed += [("draft", 1), ("model", self.width or drafted + 1)]
+            most = self._width(drafted + 1) if self.widths else drafted + 1
+            needed += [("draft", 1), *(("model", width) for width in read if width <= most)]
         for name, width in needed:
             if (name, width) in self.ready or not (self.compile or self.captured):
                 continue

@@ -20,6 +20,8 @@ _COMPILED = (2, 4, 7)  # each takes a while to compile
 # Tokens that all passes over one sequence read on a GPU, of lossy and of exact weights: more of
 # them would take longer (docs/speculation.md).
 _WIDTHS = 4, 8
+# And those of compiled ones on a CPU, which choose what to propose token by token.
+_COMPILED_WIDTHS = 1, 2, 3, 5
 _TRUSTED = {"index": 1 / 3, "deviation": 0.9}
 _ROOM = 64, 256  # steps of the cache's size, and where passes are made for one size
 
@@ -55,13 +57,18 @@ class Runner:
             self.drafted, self.trusted = draft_of(model, tier=tier), _TRUSTED[tier]
         return self.drafted
 
-    def width(self, model: nn.Module, ids: Tensor) -> int | None:
-        """How many tokens each pass of the model reads; None where that varies.
+    def widths(
+        self, model: nn.Module, ids: Tensor, compile: bool, fixed: int | None
+    ) -> tuple[int, ...]:
+        """How many tokens passes of the model read; nothing where they may be any number.
 
-        It does not depend on what is drafted: the same bits come out with drafts and without.
+        On a GPU it does not depend on what is drafted: the same bits come out with drafts and
+        without.
         """
-        if not ids.is_cuda or len(ids) > 1:
-            return None
+        if len(ids) > 1:
+            return ()
+        if not ids.is_cuda:
+            return () if fixed or not compile else _COMPILED_WIDTHS
         if self.wide is None:
             exact = any(isinstance(p, PhiTensor) and p.is_exact for p in model.parameters())
             try:
@@ -69,47 +76,54 @@ class Runner:
                 self.wide = _WIDTHS[exact]
             except ValueError:  # nothing is less deep
                 self.wide = 0
-        return self.wide or None
+        return (self.wide,) if self.wide else ()
 
     def pace(
-        self, ids: Tensor, compile: bool, fixed: int | None, draft: nn.Module, width: int | None
+        self,
+        ids: Tensor,
+        compile: bool,
+        fixed: int | None,
+        draft: nn.Module,
+        widths: tuple[int, ...],
     ) -> Pace | Stepwise:
         """What was learnt of drafting for so many sequences; a fixed number learns nothing."""
         choices: tuple[int, ...] = _COMPILED if compile else _CHOICES
-        if width is not None:
-            choices = _CHOICES[: width - 1]  # in one pass, which is there for all of them
+        if widths:
+            choices = _CHOICES[: widths[-1] - 1]  # in one pass, which is there for all of them
         if fixed is not None:
             return Pace(choices, fixed)
-        # Passes that are made for a number of tokens keep to it, and a GPU is not waited for.
-        stepwise = len(ids) == 1 and not compile and not ids.is_cuda
+        stepwise = len(ids) == 1 and not ids.is_cuda  # a GPU is not waited for
         made = Stepwise(max(choices), Trust(self.trusted)) if stepwise else Pace(choices)
         if draft is not self.drafted:
             return made
         return self.paces.setdefault((len(ids), compile, ids.is_cuda), made)
 
     def passes(
-        self, model: nn.Module, draft: nn.Module, ids: Tensor, most: int, compile: bool, ahead: int
+        self,
+        model: nn.Module,
+        draft: nn.Module,
+        ids: Tensor,
+        most: int,
+        compile: bool,
+        fixed: int | None,
     ) -> Passes:
         """Passes over a cache that holds the prompts, `most` tokens after them and drafts."""
-        captured, width = ids.is_cuda, self.width(model, ids)
+        captured, widths = ids.is_cuda, self.widths(model, ids, compile, fixed)
+        ahead = max(_CHOICES) if fixed is None else fixed
         static = compile or captured
         room = _ROOM[static]
         # One sequence's drafts end with its text; how many are made changes nothing there.
-        places = -(-(ids.shape[1] + most + (width or ahead + 1)) // room) * room
+        most += widths[-1] if widths else ahead + 1
+        places = -(-(ids.shape[1] + most) // room) * room
         if not static or (draft is not self.drafted and draft is not model):
-            return Passes(model, draft, places, compile, captured, width)
-        key = len(ids), places, compile, captured
+            return Passes(model, draft, places, compile, captured, widths)
+        key = len(ids), places, compile, captured, widths
         if key not in self.kept:
             self.kept.clear()  # one cache is enough
-            self.kept[key] = Passes(model, draft, places, compile, captured, width)
+            self.kept[key] = Passes(model, draft, places, compile, captured, widths)
         elif draft is not model:
             self.kept[key].models["draft"] = draft  # there may have been none so far
         return self.kept[key]
-
-    @staticmethod
-    def longest(fixed: int | None) -> int:
-        """The most tokens that are drafted at once."""
-        return max(_CHOICES) if fixed is None else fixed
 
 
 def runner_of(model: nn.Module) -> Runner:

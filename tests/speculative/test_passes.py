@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import phiquant
 from phiquant.integrations import hf_attention
@@ -18,6 +19,7 @@ from phiquant.speculative.pace import Pace
 from phiquant.speculative.passes import Passes, step
 from phiquant.speculative.rounds import decode
 from phiquant.speculative.sequences import Sequences
+from phiquant.speculative.stepwise import Stepwise
 from tests.speculative.support import alone, llama, prompt
 
 
@@ -70,6 +72,31 @@ def test_only_compiled_passes_attend_by_groups(
     assert model.config._attn_implementation == "sdpa"
 
 
+def test_compiled_passes_are_as_wide_as_they_need_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sequence on a CPU proposes token by token, so no pass is made for what is proposed."""
+    model, ids, made, ran, told = llama(), prompt(), [], set(), Statistics()
+
+    def making(tokens: Tensor, *operands: Any, by_layers: bool) -> Any:
+        made.append(tokens.shape[1])
+        return noting
+
+    def noting(which: Any, cache: Any, tokens: Tensor, positions: Tensor) -> Tensor:
+        ran.add(tokens.shape[1])
+        return step(which, cache, tokens, positions)
+
+    monkeypatch.setattr(passes, "compiled", making)
+    monkeypatch.setattr(Stepwise, "_seconds_more", lambda self: 0.0)
+    found = phiquant.generate(model, ids, max_new_tokens=90, compile=True, statistics=told)
+    assert torch.equal(found, alone(model, ids, 90))
+    assert sorted(made) == [1, 1, 2, 3, 5]  # the draft's, too
+    assert ran <= {*made}
+    assert told.repeated
+    assert all(round.passes + round.repeated <= 4 for round in told.rounds)
+    again = phiquant.generate(model, ids, max_new_tokens=90, draft_tokens=0, compile=True)
+    assert torch.equal(again, found)
+    assert len(made) == 5
+
+
 def test_nothing_is_collected_while_a_graph_is_captured() -> None:
     with passes._no_collection():
         assert not gc.isenabled()
@@ -113,14 +140,15 @@ def test_without_a_compiler_passes_are_eager_and_that_is_said_once(
         phiquant.generate(model, ids, max_new_tokens=8, draft_tokens=4, compile=True)
 
 
-def test_passes_of_one_width_say_what_is_asked_for() -> None:
+@pytest.mark.parametrize("widths", [(4,), (1, 2, 4)], ids=str)
+def test_passes_of_given_widths_say_what_is_asked_for(widths: tuple[int, ...]) -> None:
     """Of fewer tokens, of as many and of more, which take several passes."""
     model, ids = llama(), prompt(16)
     clean = Passes(model, model, 64, compile=False, captured=False)
-    wide = Passes(model, model, 64, compile=False, captured=False, width=4)
+    wide = Passes(model, model, 64, compile=False, captured=False, widths=widths)
     for made in (clean, wide):
         made.start(ids[:, :4], [4])
-    for first, last in ((4, 5), (5, 9), (9, 15)):
+    for first, last in ((4, 5), (5, 8), (8, 9), (9, 15)):
         read = ids[:, first:last], torch.arange(first, last)[None], first
         assert torch.allclose(wide.verify(*read), clean.verify(*read), atol=1e-4)
     assert [wide.count(tokens) for tokens in (1, 4, 5)] == [1, 1, 2]
@@ -130,7 +158,7 @@ def test_passes_of_one_width_say_what_is_asked_for() -> None:
 @pytest.mark.parametrize("drafted", [0, 3, 6])
 def test_texts_of_passes_of_one_width(drafted: int) -> None:
     model, ids, told = llama(), prompt(), Statistics()
-    passes = Passes(model, phiquant.draft(model), 128, False, False, width=4)
+    passes = Passes(model, phiquant.draft(model), 128, False, False, widths=(4,))
     sequences = Sequences(ids, None, 40, set(), ())
     decode(passes, sequences, Greedy(0.0), Pace((drafted,), drafted), told, lambda taken: None)
     assert sequences.new[0] == alone(model, ids, 40)[0, 7:].tolist()
@@ -178,7 +206,7 @@ def test_a_token_has_the_same_bits_wherever_it_is_in_a_pass(
     sizes = {"hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3}
     model = llama(intermediate_size=1536, **sizes).to(dtype).cuda()  # type: ignore[arg-type]
     model = phiquant.view(model, tier)
-    made = Passes(model, model, 256, compile, captured=True, width=width)
+    made = Passes(model, model, 256, compile, captured=True, widths=(width,))
     ids, places = prompt(30).cuda(), torch.arange(30, device="cuda")[None]
     found = []
     for parts in ([1] * 20, [3, 1, 4, 2, 4, 1, 3, 2], [8, 8, 4]):
