@@ -32,7 +32,7 @@ class Passes:
         captured: whether each of them becomes a CUDA graph.
         widths: how many tokens the model reads at once, ascending: of these the fewest that hold
             what it is asked for. With one of them the same kernels give each token's logits the
-            same bits, drafted or not. None: as many as it is asked for.
+            same bits, drafted or not. Empty: as many as it is asked for.
     """
 
     def __init__(
