@@ -30,7 +30,7 @@ from phiquant import ops
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 BARS = {"exact": 1.5, "8.25 bits": 1.2}  # SmolLM2 on two cores, times as fast as alone
-_WIDTHS = {"cpu": (1, 3, 5), "cuda": (1, 4, 8)}  # tokens of the passes that are timed alone
+_WIDTHS = {"cpu": (1, 2, 3, 5), "cuda": (1, 4, 8)}  # tokens of the passes that are timed alone
 _KEYS = (
     "tokens_per_s",
     "x_alone",

@@ -84,16 +84,16 @@ struct RowsOfX {
     }
     const int more = column + run * kSixteen;
     const uint16_t* const from = x[eight] + static_cast<uint32_t>(more);
-    if (whole && place == XPlace::kAligned) {
+    if constexpr (whole && place == XPlace::kAligned) {
 #pragma unroll
       for (int i = 0; i < 2; i++) octets[i] = read(reinterpret_cast<const uint4*>(from) + i);
-      return sixteens;
-    }
+    } else {
 #pragma unroll
-    for (int i = 0; i < kSixteen; i += 2) {
-      const uint32_t low = more + i < left[eight] ? read(from + i) : 0;
-      const uint32_t high = more + i + 1 < left[eight] ? read(from + i + 1) : 0;
-      sixteens.of[i / 2] = low | high << 16;
+      for (int i = 0; i < kSixteen; i += 2) {
+        const uint32_t low = more + i < left[eight] ? read(from + i) : 0;
+        const uint32_t high = more + i + 1 < left[eight] ? read(from + i + 1) : 0;
+        sixteens.of[i / 2] = low | high << 16;
+      }
     }
     return sixteens;
   }
