@@ -52,9 +52,15 @@ struct Walk {
   __device__ __forceinline__ Begin begin_of(int row, int block) const {
     return load_begin(remainder, static_cast<uint32_t>(row * shape.blocks + block));
   }
-  // A block's remainders are some 200 bytes, and the next one's follow.
+  // What a lane reads first, to the L2 cache, which it may do while the kernel ahead ends.
+  __device__ __forceinline__ void fetch_first(int row, int block) const {
+    fetch_strip(planes, min(octet_of(row, block), shape.last_octet), shape.shift);
+    if (lane % kLanes == 0)
+      fetch_begin(remainder, static_cast<uint32_t>(row * shape.blocks + block));
+  }
+  // A block's remainders are some 200 bytes, and the next one's follow: 512 bytes were slower.
   __device__ __forceinline__ void fetch(const Stream& stream) const {
-    constexpr int kApart = 512 / kLanes;
+    constexpr int kApart = 256 / kLanes;
     const auto* const from =
         reinterpret_cast<const uint8_t*>(stream.words) + lane % kLanes * kApart;
     if (from < remainder.payload + remainder.size) fetch_to_l2(from);

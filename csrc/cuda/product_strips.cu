@@ -36,17 +36,6 @@ __device__ __forceinline__ void store_tiles(const ProductTask& task, const TileC
   }
 }
 
-// What a lane reads first is fetched to the L2 cache while the kernel ahead ends.
-__device__ __forceinline__ void fetch_first(const ProductTask& task, const StripShape& shape,
-                                            const ProductPlace& first, int lane) {
-  const int64_t there = TileCut::first_row(first.tile) + lane / 4;
-  const int row = static_cast<int>(min(there, task.out_features - 1));
-  const int octet = row * shape.octets + first.block * (kBlock / kOctet) + lane % 4 * 4;
-  fetch_strip(task.planes, min(octet, shape.last_octet), shape.shift);
-  if (lane % 4 == 0)
-    fetch_begin(task.remainder, static_cast<uint32_t>(row * shape.blocks + first.block));
-}
-
 // `x_bytes`: of x in shared memory.
 template <int rows_of_x, XPlace place>
 __global__ void __launch_bounds__(kMostWarps * 32, 1)
@@ -62,19 +51,19 @@ __global__ void __launch_bounds__(kMostWarps * 32, 1)
   const TileCut cut(task.out_features, shape.blocks, warps);
   const int begin = cut.shares.begin(warp);
   const ProductPlace first{begin / cut.blocks, begin % cut.blocks};
-  fetch_first(task, shape, first, lane);
-  Table::fill(memory, warp, warps, lane);
-  wait_for_earlier_kernels();
-  admit_next_kernel();
-  const typename Part::X x(task, shape, shared_x, lane);
-  if constexpr (place == XPlace::kShared) x.stage(shape.columns, warp, warps);
-  await_all_copies();
-  __syncthreads();
-  Part part{task, shape, lane, warp, partial, x, {}};
-  part.clear();
   const Walk<Table, kRows, 2, Part::kTouches> walk{
       shape,  task.planes, task.remainder,
       memory, lane,        shared_address(touched) + (warp * 32 + lane) * 4};
+  const typename Part::X x(task, shape, shared_x, lane);
+  Part part{task, shape, lane, warp, partial, x, {}};
+  walk.fetch_first(part.row_of(first), first.block);
+  Table::fill(memory, warp, warps, lane);
+  wait_for_earlier_kernels();
+  admit_next_kernel();
+  if constexpr (place == XPlace::kShared) x.stage(shape.columns, warp, warps);
+  await_all_copies();
+  __syncthreads();
+  part.clear();
   walk.run(first, cut.shares.begin(warp + 1) - begin, part);
   __syncthreads();
   store_tiles<rows_of_x>(task, cut, partial);
