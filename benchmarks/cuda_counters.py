@@ -77,7 +77,7 @@ def random_x(rows: int, columns: int) -> Tensor:
 
 
 def together(weights: list[PhiTensor], x: Tensor) -> Any:
-    planes = zip(*(weight.planes[:4] for weight in weights), strict=True)
+    planes = zip(*(weight.planes[:-1] for weight in weights), strict=True)
     lists = [[plane for plane in of if plane is not None] for of in planes]
     columns, *layout = weights[0].op_arguments
     return phi._linears(x, *lists, [], columns, graph_ops.pack(*layout, False))

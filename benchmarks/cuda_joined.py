@@ -26,7 +26,7 @@ from phiquant import graph_ops
 from phiquant.codec import Layout, Planes
 
 ROWS = (1, 4, 8, 16)
-DEVIATION_BITS = (0, 4)
+TIERS = {"index": (0, None), "index + 4": (4, None), "exact": (4, torch.bfloat16)}
 _ROTATED_BYTES = 200e6  # four times an H100's L2 cache
 _TOLERANCE = 4e-3  # rms, in units of the product's: sums in another order, rounded to bf16
 phi = torch.ops.phiquant
@@ -78,7 +78,7 @@ def ways(planes: list[Planes], layout: Layout) -> Ways:
         return [phi._linear(x, *each, None, layout.columns, code) for each in planes]
 
     def together(x: Tensor) -> list[Tensor]:
-        found: list[Tensor] = phi._linears(x, *lists[:4], [], layout.columns, code)
+        found: list[Tensor] = phi._linears(x, *lists[:7], [], layout.columns, code)
         return found
 
     return Ways(apart, together)
@@ -91,8 +91,9 @@ def check(of: Ways, x: Tensor) -> None:
         assert error.sqrt() <= _TOLERANCE, error.sqrt().item()
 
 
-def measured(joint: Joint, deviation_bits: int) -> list[dict[str, Any]]:
-    layout = Layout(joint.inputs, 4, deviation_bits, exponent=-10)
+def measured(joint: Joint, tier: str) -> list[dict[str, Any]]:
+    deviation_bits, stored = TIERS[tier]
+    layout = Layout(joint.inputs, 4, deviation_bits, exponent=-10, stored_dtype=stored)
     first = weights(joint, layout)
     read = sum(plane.nbytes for planes in first for plane in planes if plane is not None)
     copies = max(2, -int(-_ROTATED_BYTES // read))
@@ -105,8 +106,7 @@ def measured(joint: Joint, deviation_bits: int) -> list[dict[str, Any]]:
         apart, together = in_turn(
             [[partial(of.apart, x) for of in made], [partial(of.together, x) for of in made]]
         )
-        name = f"index + {deviation_bits}" if deviation_bits else "index"
-        row = {"weights": joint.name, "what": name, "rows": m, "apart": apart.us}
+        row = {"weights": joint.name, "what": tier, "rows": m, "apart": apart.us}
         found.append(row | {"together": together.us, "times": apart.us / together.us})
     return found
 
@@ -118,8 +118,8 @@ def main() -> None:
     found = []
     with torch.inference_mode():
         for joint in JOINTS:
-            for bits in DEVIATION_BITS:
-                found += measured(joint, bits)
+            for tier in TIERS:
+                found += measured(joint, tier)
     print(json.dumps(about, indent=1))
     header = ["weights", "what", "rows", "us apart", "us together", "times as fast"]
     print(table(header, (list(row.values()) for row in found)))

@@ -37,9 +37,11 @@ _library.define(
     f"_linear(Tensor x, {PLANES}, Tensor? bias, int columns, int layout) -> Tensor", tags=TAGS
 )
 # What the layout does not have, or the caller, is an empty list; others have one entry a weight.
+# There is no list of exceptions: weights that have some are multiplied on their own.
 _library.define(
     "_linears(Tensor x, Tensor[] index, Tensor[] deviation, Tensor[] deviation_low, "
-    "Tensor[] scale, Tensor[] bias, int columns, int layout) -> Tensor[]",
+    "Tensor[] scale, Tensor[] remainder, Tensor[] offsets, Tensor[] starts, Tensor[] bias, "
+    "int columns, int layout) -> Tensor[]",
     tags=TAGS,
 )
 
@@ -107,11 +109,9 @@ def _linears(x: Tensor, index: list[Tensor], *arguments: Any) -> list[Tensor]:
     *lists, columns, code = arguments
     _check_lists(len(index), lists, code)
     absent = (None,) * len(index)
-    deviation, deviation_low, scale, bias = (given or absent for given in lists)
-    rows = zip(index, deviation, deviation_low, scale, bias, strict=True)
+    rows = zip(index, *(given or absent for given in lists), strict=True)
     return [
-        torch.ops.phiquant._linear(x, *planes, None, None, None, None, b, columns, code)
-        for *planes, b in rows
+        torch.ops.phiquant._linear(x, *planes, None, bias, columns, code) for *planes, bias in rows
     ]
 
 
@@ -123,17 +123,22 @@ def _fake_linears(x: Tensor, index: list[Tensor], *arguments: Any) -> list[Tenso
 
 
 def _check_lists(weights: int, lists: Sequence[list[Tensor]], code: int) -> None:
-    deviation_bits, stored = unpack(code)[1], unpack(code)[5]
-    if stored is not None:
-        raise ValueError(f"layout: expected weights that are not exact, got stored dtype {stored}")
-    names = ("deviation", "deviation_low", "scale", "bias")
-    present = (deviation_bits > 0, deviation_bits > 4, True, len(lists[3]) > 0)
-    for name, given, is_present in zip(names, lists, present, strict=True):
+    deviation_bits, exact = unpack(code)[1], unpack(code)[5] is not None
+    present = {
+        "deviation": deviation_bits > 0,
+        "deviation_low": deviation_bits > 4,
+        "scale": True,
+        "remainder": exact,
+        "offsets": exact,
+        "starts": exact,
+        "bias": len(lists[-1]) > 0,
+    }
+    for (name, is_present), given in zip(present.items(), lists, strict=True):
         wanted = weights if is_present else 0
         if len(given) != wanted:
             raise ValueError(
-                f"{name}: expected {wanted} tensors, for {weights} weights with {deviation_bits} "
-                f"deviation bits, got {len(given)}"
+                f"{name}: expected {wanted} tensors, for {weights} {'exact ' * exact}weights with "
+                f"{deviation_bits} deviation bits, got {len(given)}"
             )
 
 

@@ -27,6 +27,7 @@ from phiquant.ops import COUNT
 
 MOST = 3  # products of one call
 ROWS = 16  # of x: more have enough to do in a call of their own
+EXACT = frozenset({"cuda"})  # where exact weights' are joined: a CPU decodes one after the other
 _TAKES_LISTS = hasattr(custom_graph_pass, "get_custom_graph_passes")
 
 _product = torch.ops.phiquant._linear.default
@@ -91,8 +92,8 @@ def _warn() -> None:
 def join_products(graph: Graph, devices: Collection[str] = graph_ops.DEVICES) -> None:
     """Replace products with the same input by one call where the first of them is.
 
-    They are of at most 16 rows, known while compiling, and of weights that are not exact and have
-    one layout; with a bias each or none.
+    They are of at most 16 rows, known while compiling, and of weights of one layout; with a bias
+    each or none. Of exact weights on a GPU alone, and if they have no exceptions.
     """
     for run in _runs(graph, devices):
         pieces = -(-len(run) // MOST)
@@ -136,8 +137,9 @@ def _key(node: Node, devices: Collection[str]) -> tuple[Any, ...] | None:
     ):
         return None
     rows, weight_rows = math.prod(sizes[0][:-1]), sizes[1][0]
-    exact = any(plane is not None for plane in planes[4:]) or _is_exact(code)
-    if exact or not 0 < rows <= ROWS or weight_rows == 0:
+    if _is_exact(code) and (planes[-1] is not None or _value(node).device.type not in EXACT):
+        return None
+    if not 0 < rows <= ROWS or weight_rows == 0:
         return None
     return x, columns, code, bias is None
 
@@ -156,10 +158,9 @@ def _join(graph: Graph, nodes: list[Node]) -> None:
     x, columns, code = nodes[0].args[0], *nodes[0].args[-2:]
     arguments = zip(*(node.args for node in nodes), strict=True)
     present = [[one for one in of if one is not None] for of in arguments]
-    _, index, deviation, deviation_low, scale, *_, bias, _, _ = present
-    lists = (index, deviation, deviation_low, scale, bias)
+    _, *planes, _, bias, _, _ = present  # but for exceptions, of which there are none
     with graph.inserting_before(nodes[0]):
-        joined = graph.call_function(_products, (x, *lists, columns, code))
+        joined = graph.call_function(_products, (x, *planes, bias, columns, code))
         parts = [graph.call_function(operator.getitem, (joined, i)) for i in range(len(nodes))]
     joined.meta.update(_meta(nodes[0]))
     for name in ("val", "tensor_meta"):

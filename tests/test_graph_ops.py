@@ -91,6 +91,7 @@ def test_layouts_that_are_none_are_refused() -> None:
 
 ROWS = (6, 16, 1)
 TOGETHER = tuple(PhiConfig(deviation_bits=bits) for bits in (0, 4, 8))
+EVERY_TIER = (*TOGETHER, PhiConfig(exact=True))
 EVERY_BIAS = pytest.mark.parametrize("with_bias", [False, True], ids=["plain", "bias"])
 
 
@@ -99,17 +100,18 @@ class TestLinears:
 
     def weights(self, config: PhiConfig) -> list[PhiTensor]:
         torch.manual_seed(0)
-        return [PhiTensor.from_hp(torch.randn(rows, 200), config) for rows in ROWS]
+        dtype = torch.bfloat16 if config.exact else torch.float32
+        return [PhiTensor.from_hp(torch.randn(rows, 200).to(dtype), config) for rows in ROWS]
 
     def arguments(self, weights: list[PhiTensor], with_bias: bool) -> list[Any]:
-        planes = zip(*(weight.planes[:4] for weight in weights), strict=True)
+        planes = zip(*(weight.planes[:-1] for weight in weights), strict=True)
         lists = [[plane for plane in of if plane is not None] for of in planes]
         bias = [torch.randn(rows) for rows in ROWS] if with_bias else []
         columns, *layout = weights[0].op_arguments
         return [*lists, bias, columns, graph_ops.pack(*layout, False)]
 
     @EVERY_BIAS
-    @pytest.mark.parametrize("config", TOGETHER, ids=str)
+    @pytest.mark.parametrize("config", EVERY_TIER, ids=str)
     @pytest.mark.parametrize("shape", [(200,), (3, 200), (2, 1, 200), (0, 200)], ids=str)
     def test_each_is_the_product(
         self, config: PhiConfig, shape: tuple[int, ...], with_bias: bool
@@ -118,13 +120,13 @@ class TestLinears:
         given = self.arguments(weights, with_bias)
         products = phi._linears(x, *given)
         for i, weight in enumerate(weights):
-            bias = given[4][i] if with_bias else None
+            bias = given[7][i] if with_bias else None
             expected = phi._linear(x, *arguments(weight, bias))
             assert torch.equal(products[i], expected)
             assert products[i].is_contiguous()
 
     @EVERY_BIAS
-    @pytest.mark.parametrize("config", TOGETHER, ids=str)
+    @pytest.mark.parametrize("config", EVERY_TIER, ids=str)
     def test_opcheck(self, config: PhiConfig, with_bias: bool) -> None:
         given = self.arguments(self.weights(config), with_bias)
         opcheck(phi._linears.default, (torch.randn(2, 200), *given))
@@ -136,9 +138,12 @@ class TestLinears:
             (1, "deviation", 4, 3, 2),
             (2, "deviation_low", 8, 3, 2),
             (3, "scale", 4, 3, 2),
-            (4, "bias", 4, 3, 2),
+            (7, "bias", 4, 3, 2),
             (1, "deviation", 0, 0, 3),
             (2, "deviation_low", 4, 0, 3),
+            (4, "remainder", 4, 0, 3),
+            (5, "offsets", 4, 0, 3),
+            (6, "starts", 4, 0, 3),
         ],
     )
     def test_lists_of_another_length_are_refused(
@@ -150,10 +155,12 @@ class TestLinears:
         with pytest.raises(ValueError, match=message):
             kernel(torch.randn(2, 200), *given)
 
-    def test_exact_weights_are_refused(self) -> None:
+    @pytest.mark.parametrize("kernel", [phi._linears, graph_ops._fake_linears], ids=["op", "fake"])
+    def test_exact_weights_without_remainders_are_refused(self, kernel: Any) -> None:
         given = self.arguments(self.weights(PhiConfig()), with_bias=False)
-        with pytest.raises(ValueError, match="layout: expected weights that are not exact"):
-            phi._linears(torch.randn(2, 200), *given[:-1], given[-1] | 1 << 25)
+        message = "^remainder: expected 3 tensors, for 3 exact weights with 4 .* got 0"
+        with pytest.raises(ValueError, match=message):
+            kernel(torch.randn(2, 200), *given[:-1], given[-1] | 1 << 25)
 
 
 @pytest.fixture(params=[1, None], ids=["one thread", "threads"])
@@ -172,7 +179,7 @@ class TestRowsOfAllWeights:
     ) -> tuple[list[PhiTensor], list[Any]]:
         torch.manual_seed(0)
         weights = [PhiTensor.from_hp(torch.randn(n, 576), config) for n in rows]
-        planes = zip(*(weight.planes[:4] for weight in weights), strict=True)
+        planes = zip(*(weight.planes[:-1] for weight in weights), strict=True)
         lists = [[plane for plane in of if plane is not None] for of in planes]
         columns, *layout = weights[0].op_arguments
         return weights, [*lists, [], columns, graph_ops.pack(*layout, int8)]
@@ -186,7 +193,7 @@ class TestRowsOfAllWeights:
         weights, given = self.given(rows, config, int8)
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             biases = [torch.randn(n).to(dtype) for n in rows] if with_bias else []
-            given[4] = biases
+            given[7] = biases
             for m in (1, 3, 8, 20):
                 x = torch.randn(m, 1, 576).to(dtype)
                 found = phi._linears(x, *given)
@@ -229,6 +236,6 @@ class TestRowsOfAllWeights:
         _, given = self.given((16, 8), PhiConfig())
         with pytest.raises(ValueError, match=r"x: expected a last dimension of 576"):
             phi._linears(torch.randn(2, 64), *given)
-        given[4] = [torch.randn(16), torch.randn(16)]
+        given[7] = [torch.randn(16), torch.randn(16)]
         with pytest.raises(ValueError, match=r"bias: expected .* of shape"):
             phi._linears(torch.randn(2, 576), *given)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from phiquant import PhiConfig, PhiTensor, graph_ops
+from phiquant import PhiConfig, PhiTensor, graph_ops, graph_passes
 from phiquant.graph_passes import join_products
 
 phi = torch.ops.phiquant
@@ -21,11 +21,17 @@ COLUMNS = 128
 class Products:
     """Products of weights with one input, which can be joined unless a test changes something."""
 
-    def __init__(self, *rows: int, config: PhiConfig | None = None, shape: Any = (2,)) -> None:
+    def __init__(
+        self,
+        *rows: int,
+        config: PhiConfig | None = None,
+        shape: Any = (2,),
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         torch.manual_seed(0)
         configs = [config or PhiConfig()] * len(rows)
         self.weights = [
-            PhiTensor.from_hp(torch.randn(n, COLUMNS), c)
+            PhiTensor.from_hp(torch.randn(n, COLUMNS).to(dtype), c)
             for n, c in zip(rows, configs, strict=True)
         ]
         self.biases: list[Tensor | None] = [None] * len(rows)
@@ -71,6 +77,27 @@ def test_products_are_the_same(shape: Any, with_bias: bool, bits: int) -> None:
     if with_bias:
         products.biases = [torch.randn(weight.shape[0]) for weight in products.weights]
     assert products.joined() == [3]
+
+
+@pytest.mark.parametrize("with_bias", [False, True], ids=["plain", "bias"])
+def test_exact_weights_are_joined_where_that_pays(
+    with_bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graph_passes, "EXACT", {"cpu"})
+    products = Products(48, 16, 32, config=PhiConfig(exact=True), dtype=torch.bfloat16)
+    if with_bias:
+        products.biases = [torch.randn(weight.shape[0]) for weight in products.weights]
+    assert products.joined() == [3]
+
+
+def test_exceptions_stay_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph_passes, "EXACT", {"cpu"})
+    products = Products(16, 16, 16, config=PhiConfig(exact=True))
+    odd = torch.randn(16, COLUMNS)
+    odd[3, 5] = torch.inf
+    products.weights[1] = PhiTensor.from_hp(odd, PhiConfig(exact=True))
+    assert products.weights[1].planes.exceptions is not None
+    assert sorted(products.joined()) == [1, 2]
 
 
 def test_values_are_known_to_inductor() -> None:

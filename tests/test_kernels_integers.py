@@ -139,7 +139,7 @@ def test_rounded_rows_that_meet_deviations_are_as_near_as_bf16(
         wanted = reference(given, planes, layout)
         assert (found - wanted).abs().amax() <= 2**-7 * wanted.abs().amax()
         several = phi._linears(
-            given, *([p, p] if p is not None else [] for p in planes[:4]), [], 900, packed(layout)
+            given, *([p, p] if p is not None else [] for p in planes[:-1]), [], 900, packed(layout)
         )
         assert all(torch.equal(one, found) for one in several)
 

@@ -96,10 +96,11 @@ inline Tensors products_of(const Several& given, bool rounded) {
 }
 
 inline Tensors linears(const Tensor& x, const Tensors& index, const Tensors& deviation,
-                       const Tensors& deviation_low, const Tensors& scale, const Tensors& bias,
+                       const Tensors& deviation_low, const Tensors& scale, const Tensors& remainder,
+                       const Tensors& offsets, const Tensors& starts, const Tensors& bias,
                        int64_t columns, int64_t layout) {
   const Packed packed = unpacked(columns, layout);
-  const WeightLists lists{index, deviation, deviation_low, scale, bias};
+  const WeightLists lists{index, deviation, deviation_low, scale, remainder, offsets, starts, bias};
   lists.check(packed);
   check_x(x, columns);
   const Tensor rows = dense(x);
@@ -109,7 +110,7 @@ inline Tensors linears(const Tensor& x, const Tensors& index, const Tensors& dev
   given.reserve(lists.count());
   for (size_t i = 0; i < lists.count(); i++) {
     const CheckedPlanes& one =
-        planes.emplace_back(check_planes(lists.planes(i), packed.layout, std::nullopt));
+        planes.emplace_back(check_planes(lists.planes(i), packed.layout, packed.stored));
     check_matrix(one);
     given.push_back({packed.layout, one, rows, lists.bias_of(i), rows_of(x), one.rows});
     check_bias(given.back().bias, x.scalar_type(), one.rows);

@@ -97,7 +97,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int share = blocks / workers, more = blocks % workers;
   const int begin = worker * share + min(worker, more);
   Decoder decoder{task, shape, table + Table::kBytes + warp * kStagedBytes, lane, aligned};
-  const StripWalk walk{shape, task.planes, task.remainder, table, lane, 0};
+  const StripWalk walk{shape, task.planes, task.remainder,
+                       table, lane,        StripWalk::last_octet_of(task.stored_rows, shape),
+                       0};
   const int64_t row = int64_t{begin / shape.blocks} * kRows + lane / walk.kLanes;
   walk.run(decoder.place_of(row, begin % shape.blocks), share + (worker < more ? 1 : 0), decoder);
 }
@@ -128,7 +130,7 @@ bool decodes_strips(const DecodeTask& task) {
 }
 
 void decode_strips(const DecodeTask& task, cudaStream_t stream) {
-  const StripShape shape(task.layout, task.stored_rows, StripWalk::kLaneOctets);
+  const StripShape shape(task.layout);
   const int64_t blocks = (task.count + kRows - 1) / kRows * shape.blocks;
   const bool aligned =
       (reinterpret_cast<uintptr_t>(task.out) & 15) == 0 && task.layout.columns % kOctet == 0;

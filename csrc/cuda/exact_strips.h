@@ -15,6 +15,9 @@ void decode_strips(const DecodeTask& task, cudaStream_t stream);
 
 // Products with at most 16 rows of bf16.
 bool multiplies_strips(const ProductTask& task);
-void multiply_strips(const ProductTask& task, cudaStream_t stream);
+
+// Products of one x, of weights of one layout.
+bool multiplies_strips(const ProductTasks& tasks);
+void multiply_strips(const ProductTasks& tasks, cudaStream_t stream);
 
 }  // namespace phiquant::cuda

@@ -12,15 +12,13 @@ namespace phiquant::cuda {
 struct StripShape {
   int columns, octets, blocks;  // of a row
   int shift;                    // octets of a group, as a power of two
-  int last_octet;               // of the weight, that a lane may begin at
   uint32_t bias;                // (112 + exponent) << 23
 
-  StripShape(const Layout& layout, int64_t rows, int octets_of_lane)
+  explicit StripShape(const Layout& layout)
       : columns(static_cast<int>(layout.columns)),
         octets(static_cast<int>(groups_of(layout) * layout.group_size / kOctet)),
         blocks(static_cast<int>(blocks_of(layout))),
         shift(layout.group_size == 64 ? 3 : 4),
-        last_octet(static_cast<int>(rows * octets - octets_of_lane)),
         bias(static_cast<uint32_t>(112 + layout.exponent) << 23) {}
 };
 
@@ -38,7 +36,13 @@ struct Walk {
   const Remainder& remainder;
   const uint8_t* table;
   int lane;
+  int last_octet;    // of the weight, that a lane may begin at
   uint32_t touched;  // 4 bytes of this lane's in shared memory, if any are
+
+  static __device__ __forceinline__ int last_octet_of(int64_t rows_of_weight,
+                                                      const StripShape& shape) {
+    return static_cast<int>(rows_of_weight) * shape.octets - kLaneOctets;
+  }
 
   // This lane's first octet of a row's block. Blocks of a row follow each other, so do strips.
   __device__ __forceinline__ int octet_of(int row, int block) const {
@@ -47,14 +51,14 @@ struct Walk {
   // Octets beyond the weight, of its last row's last strip, are not used, nor are those of the next
   // row which other short strips read.
   __device__ __forceinline__ StripCodes<sixteens> load(int octet) const {
-    return load_strip<sixteens>(planes, min(octet, shape.last_octet), shape.shift);
+    return load_strip<sixteens>(planes, min(octet, last_octet), shape.shift);
   }
   __device__ __forceinline__ Begin begin_of(int row, int block) const {
     return load_begin(remainder, static_cast<uint32_t>(row * shape.blocks + block));
   }
   // What a lane reads first, to the L2 cache, which it may do while the kernel ahead ends.
   __device__ __forceinline__ void fetch_first(int row, int block) const {
-    fetch_strip(planes, min(octet_of(row, block), shape.last_octet), shape.shift);
+    fetch_strip(planes, min(octet_of(row, block), last_octet), shape.shift);
     if (lane % kLanes == 0)
       fetch_begin(remainder, static_cast<uint32_t>(row * shape.blocks + block));
   }

@@ -96,6 +96,10 @@ void multiply_few(const ProductTask& task, void* workspace, cudaStream_t stream)
 bool multiplies_exact(const ProductTask& task);
 void multiply_exact(const ProductTask& task, cudaStream_t stream);
 
+// The same for products of one x; false also where one weight's have to be made at a time.
+bool multiplies_exact(const ProductTasks& tasks);
+void multiply_exact(const ProductTasks& tasks, cudaStream_t stream);
+
 // The same for more than 32 rows of x and a lossy weight, on a Hopper GPU; false also where
 // decoding and torch's product take less time. `workspace`: many_workspace(task) bytes.
 bool multiplies_many(const ProductTask& task);

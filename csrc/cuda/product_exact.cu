@@ -121,8 +121,13 @@ bool multiplies_exact(const ProductTask& task) {
          task.m <= kMostRows;
 }
 
+bool multiplies_exact(const ProductTasks& tasks) { return multiplies_strips(tasks); }
+void multiply_exact(const ProductTasks& tasks, cudaStream_t stream) {
+  multiply_strips(tasks, stream);
+}
+
 void multiply_exact(const ProductTask& task, cudaStream_t stream) {
-  if (multiplies_strips(task)) return multiply_strips(task, stream);
+  if (multiplies_strips(task)) return multiply_strips(ProductTasks{{task}, 1}, stream);
   if (task.dtype == Dtype::kBFloat16) {
     launch<__nv_bfloat16, Dtype::kBFloat16>(task, stream);
   } else {

@@ -34,6 +34,7 @@ struct Multiplier {
 
   const ProductTask& task;
   const StripShape& shape;
+  const TileCut& cut;
   int lane, warp;
   float* partial;  // warp w leaves its sums of tile t at w + t
   const X& x;
@@ -45,7 +46,7 @@ struct Multiplier {
   }
 
   __device__ __forceinline__ int row_of(const ProductPlace& place) const {
-    const int64_t row = TileCut::first_row(place.tile) + lane / 4;
+    const int64_t row = cut.first_row(place.tile) + lane / 4;
     return static_cast<int>(min(row, task.out_features - 1));
   }
   __device__ __forceinline__ void advance(ProductPlace* place) const {

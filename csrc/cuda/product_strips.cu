@@ -4,7 +4,10 @@
 // shared out evenly among the warps. Counted in machine code, up to 4 rows of x: 16 instructions a
 // weight in a strip, 9 of them find its sub-cell, 5 its remainder and the rest are codes, scale, x
 // and loop; 4 steps of shared memory for its edges.
+#include <algorithm>
+
 #include "exact_strips.h"
+#include "product_grid.h"
 #include "product_multiplier.cuh"
 #include "stages.cuh"
 #include "sums.cuh"
@@ -36,30 +39,38 @@ __device__ __forceinline__ void store_tiles(const ProductTask& task, const TileC
   }
 }
 
-// `x_bytes`: of x in shared memory.
-template <int rows_of_x, XPlace place>
+// `several`: products of one x. `x_bytes`: of x in shared memory.
+template <int rows_of_x, XPlace place, bool several>
 __global__ void __launch_bounds__(kMostWarps * 32, 1)
-    product_strips(const __grid_constant__ ProductTask task,
+    product_strips(const __grid_constant__ Products products,
                    const __grid_constant__ StripShape shape, int x_bytes) {
   using Part = Multiplier<rows_of_x, place>;
+  using StripWalk = Walk<Table, kRows, 2, Part::kTouches>;
   extern __shared__ __align__(128) uint8_t memory[];
   uint8_t* const touched = memory + Table::kBytes;
   uint8_t* const shared_x = touched + kTouchedBytes;
   auto* const partial = reinterpret_cast<float*>(shared_x + x_bytes);
   const int lane = lane_of_thread(), warp = static_cast<int>(threadIdx.x) / 32;
-  const int warps = static_cast<int>(blockDim.x) / 32;
-  const TileCut cut(task.out_features, shape.blocks, warps);
+  const int warps = static_cast<int>(blockDim.x) / 32, block = static_cast<int>(blockIdx.x);
+  const int weight = several ? products.shares.weight_of(block) : 0;
+  const ProductTask& task = products.of[weight];
+  const BlockOf its = several ? products.shares.among(weight, block) : whole_grid();
+  const TileCut cut(task.out_features, its, shape.blocks, warps);
   const int begin = cut.shares.begin(warp);
   const ProductPlace first{begin / cut.blocks, begin % cut.blocks};
-  const Walk<Table, kRows, 2, Part::kTouches> walk{
-      shape,  task.planes, task.remainder,
-      memory, lane,        shared_address(touched) + (warp * 32 + lane) * 4};
+  const StripWalk walk{shape,
+                       task.planes,
+                       task.remainder,
+                       memory,
+                       lane,
+                       StripWalk::last_octet_of(task.out_features, shape),
+                       shared_address(touched) + (warp * 32 + lane) * 4};
   const typename Part::X x(task, shape, shared_x, lane);
-  Part part{task, shape, lane, warp, partial, x, {}};
+  Part part{task, shape, cut, lane, warp, partial, x, {}};
   walk.fetch_first(part.row_of(first), first.block);
   Table::fill(memory, warp, warps, lane);
   wait_for_earlier_kernels();
-  admit_next_kernel();
+  if constexpr (!several) admit_next_kernel();
   if constexpr (place == XPlace::kShared) x.stage(shape.columns, warp, warps);
   await_all_copies();
   __syncthreads();
@@ -79,47 +90,68 @@ int warps_for(int blocks) {
   return best;
 }
 
+int tiles_of(const ProductTask& task) {
+  return static_cast<int>((task.out_features + kRows - 1) / kRows);
+}
+
+// One block a multiprocessor, or as many for each as its tiles need turns.
+BlockShares share(const ProductTasks& tasks) {
+  const int most = attribute(cudaDevAttrMultiProcessorCount);
+  int tiles[kMostWeights] = {};
+  for (int i = 0; i < tasks.count; i++) tiles[i] = tiles_of(tasks.of[i]);
+  const int turns = tasks.count == 1 ? (tiles[0] + most * kMostTiles - 1) / (most * kMostTiles) : 1;
+  return {tiles, tasks.count, int64_t{most} * turns};
+}
+
 // False if there is no room for x in shared memory. Where x is read through the L1 cache, which may
 // be stale, the kernel does not begin before the one ahead has ended.
-template <int rows_of_x, XPlace place>
-bool launch(const ProductTask& task, cudaStream_t stream) {
-  constexpr int kLaneOctets = 2 * kSixteen / kOctet;
-  const StripShape shape(task.layout, task.out_features, kLaneOctets);
-  const auto tiles = static_cast<int>((task.out_features + kRows - 1) / kRows);
-  const int most = attribute(cudaDevAttrMultiProcessorCount);
-  const int turns = (tiles + most * kMostTiles - 1) / (most * kMostTiles);
-  const int grid = tiles < most * turns ? tiles : most * turns;
-  const int busiest = (tiles + grid - 1) / grid, warps = warps_for(busiest * shape.blocks);
-  const int sums = (warps + busiest) * rows_of_x * kRows;
+template <int rows_of_x, XPlace place, bool several>
+bool launch(const ProductTasks& tasks, cudaStream_t stream) {
+  const StripShape shape(tasks.of[0].layout);
+  const BlockShares shares = share(tasks);
+  const int warps = warps_for(shares.tiles * shape.blocks);
+  const int sums = (warps + shares.tiles) * rows_of_x * kRows;
   const int64_t x_bytes =
       place == XPlace::kShared ? RowsOfX<rows_of_x, place>::shared_bytes(shape.columns) : 0;
   const int64_t all =
       Table::kBytes + kTouchedBytes + x_bytes + sums * static_cast<int64_t>(sizeof(float));
   if (all > attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)) return false;
-  const auto kernel = product_strips<rows_of_x, place>;
+  const auto kernel = product_strips<rows_of_x, place, several>;
   const auto bytes = static_cast<int>(all);
+  const auto blocks = static_cast<unsigned>(shares.blocks());
+  const Products products = products_of(tasks, shares);
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if constexpr (RowsOfX<rows_of_x, place>::kPastL1) {
-    launch_overlapping(kernel, static_cast<unsigned>(grid), warps * 32, bytes, stream, task, shape,
+    launch_overlapping(kernel, blocks, warps * 32, bytes, stream, products, shape,
                        static_cast<int>(x_bytes));
   } else {
-    kernel<<<static_cast<unsigned>(grid), warps * 32, static_cast<size_t>(bytes), stream>>>(
-        task, shape, static_cast<int>(x_bytes));
+    kernel<<<blocks, warps * 32, static_cast<size_t>(bytes), stream>>>(products, shape,
+                                                                       static_cast<int>(x_bytes));
   }
   return true;
 }
 
-template <int rows_of_x>
-void launch_with(const ProductTask& task, cudaStream_t stream) {
+template <int rows_of_x, bool several>
+void launch_with(const ProductTasks& tasks, cudaStream_t stream) {
+  const ProductTask& task = tasks.of[0];
   const bool aligned =
       (reinterpret_cast<uintptr_t>(task.x) & 15) == 0 && task.layout.columns % kOctet == 0;
   if (aligned) {
     if constexpr (rows_of_x == 8)
-      if (launch<rows_of_x, XPlace::kShared>(task, stream)) return;
-    launch<rows_of_x, XPlace::kAligned>(task, stream);
+      if (launch<rows_of_x, XPlace::kShared, several>(tasks, stream)) return;
+    launch<rows_of_x, XPlace::kAligned, several>(tasks, stream);
     return;
   }
-  launch<rows_of_x, XPlace::kAny>(task, stream);
+  launch<rows_of_x, XPlace::kAny, several>(tasks, stream);
+}
+
+template <bool several>
+void launch_rows(const ProductTasks& tasks, cudaStream_t stream) {
+  const int64_t m = tasks.of[0].m;
+  const auto launch_it = m <= 4   ? launch_with<4, several>
+                         : m <= 8 ? launch_with<8, several>
+                                  : launch_with<16, several>;
+  launch_it(tasks, stream);
 }
 
 }  // namespace
@@ -131,11 +163,14 @@ bool multiplies_strips(const ProductTask& task) {
          has_edge_table(task.layout, task.planes, task.remainder, task.out_features);
 }
 
-void multiply_strips(const ProductTask& task, cudaStream_t stream) {
-  const auto launch_it = task.m <= 4   ? launch_with<4>
-                         : task.m <= 8 ? launch_with<8>
-                                       : launch_with<16>;
-  launch_it(task, stream);
+bool multiplies_strips(const ProductTasks& tasks) {
+  const bool all = std::all_of(tasks.of, tasks.of + tasks.count,
+                               [](const ProductTask& task) { return multiplies_strips(task); });
+  return all && (tasks.count == 1 || share(tasks).tiles <= kMostTiles);
+}
+
+void multiply_strips(const ProductTasks& tasks, cudaStream_t stream) {
+  tasks.count == 1 ? launch_rows<false>(tasks, stream) : launch_rows<true>(tasks, stream);
 }
 
 }  // namespace phiquant::cuda

@@ -37,5 +37,5 @@ def test_main(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(cuda_joined, "_ROTATED_BYTES", 1)
     cuda_joined.main()
     found = json.loads(path.read_text())["products"]
-    assert [row["rows"] for row in found] == [*cuda_joined.ROWS] * 2
+    assert [row["rows"] for row in found] == [*cuda_joined.ROWS] * 3
     assert all(row["apart"] > 0 and row["together"] > 0 for row in found)

@@ -8,8 +8,10 @@ from torch import Tensor
 
 from phiquant import graph_ops
 from phiquant.codec import Layout, Planes
-from tests.cuda.support import ON_A_GPU, on_gpu, phi, settings, typical_planes
+from phiquant.ops import COUNT
+from tests.cuda.support import ON_A_GPU, compiled_exact, on_gpu, phi, settings, typical_planes
 from tests.cuda.test_linear import HALVES, TOLERANCE, error, sums_in_fp32
+from tests.support import weight
 
 pytestmark = ON_A_GPU
 __all__ = ["sums_in_fp32"]  # used by every test
@@ -22,7 +24,7 @@ ROWS = {
 
 
 def linears(x: Tensor, weights: list[Planes], biases: list[Tensor], layout: Layout) -> list[Tensor]:
-    lists = [[w[i] for w in weights if w[i] is not None] for i in range(4)]
+    lists = [[w[i] for w in weights if w[i] is not None] for i in range(COUNT - 1)]
     code = graph_ops.pack(*settings(layout), False)
     products: list[Tensor] = phi._linears(x, *lists, biases, layout.columns, code)
     return products
@@ -65,6 +67,38 @@ def test_weights_that_a_block_takes_in_two_passes(deviation: int) -> None:
         assert all(error(x, _decoded(planes, layout), each) <= TOLERANCE[x.dtype] for each in found)
         if m > 4:
             assert all(torch.equal(each, wanted) for each in found)
+
+
+def exact_weights(columns: int, *rows: int) -> tuple[list[Planes], Layout]:
+    layout = Layout(columns, 4, 4, exponent=-10, stored_dtype=torch.bfloat16)
+    made = [weight(count, columns, dtype=torch.bfloat16) for count in rows]
+    return [on_gpu(compiled_exact(of, layout)) for of in made], layout
+
+
+@pytest.mark.parametrize("with_bias", [False, True], ids=["plain", "bias"])
+@pytest.mark.parametrize("columns", [100, 512, 4096])
+@pytest.mark.parametrize("m", [1, 3, 4, 5, 8, 9, 16, 17])
+def test_exact_weights(m: int, columns: int, with_bias: bool) -> None:
+    for rows in ((19, 67), (1100, 8, 300), (1, 1, 1), (9000, 24)):
+        planes, layout = exact_weights(columns, *rows)
+        x = torch.randn(m, columns, dtype=torch.bfloat16, device="cuda")
+        biases = [torch.randn(count, dtype=x.dtype, device="cuda") for count in rows]
+        found = linears(x, planes, biases if with_bias else [], layout)
+        again = linears(x, planes, biases if with_bias else [], layout)
+        for product, repeated, of, bias in zip(found, again, planes, biases, strict=True):
+            exact = _decoded(of, layout)
+            assert torch.equal(product, repeated)
+            assert error(x, exact, product, bias if with_bias else None) <= TOLERANCE[x.dtype]
+
+
+def test_exact_weights_that_are_not_multiplied_together() -> None:
+    """fp16 rows, rows at an odd address, more tiles than a block keeps sums of."""
+    planes, layout = exact_weights(64, 60_000, 24)
+    odd = torch.randn(3 * 64 + 1, dtype=torch.bfloat16, device="cuda")[1:].view(3, 64)
+    for x in (odd, odd.clone(), odd.half()):
+        for product, of in zip(linears(x, planes, [], layout), planes, strict=True):
+            alone = phi.linear(x, *of, None, 64, *settings(layout))
+            assert torch.equal(product, alone)
 
 
 def _decoded(planes: Planes, layout: Layout) -> Tensor:

@@ -55,6 +55,15 @@ def multiply_exact(rows: int, columns: int, dtype: torch.dtype) -> None:
     assert error(x, of.float(), actual) <= TOLERANCE[dtype]
 
 
+def multiply_exact_together(m: int, columns: int, rows: tuple[int, ...]) -> None:
+    layout = Layout(columns, exponent=-10, stored_dtype=BRAIN)
+    weights = [weight(count, columns, dtype=BRAIN) for count in rows]
+    x = torch.randn(m, columns, dtype=BRAIN, device="cuda")
+    products = linears(x, [on_gpu(compiled_exact(of, layout)) for of in weights], [], layout)
+    for of, actual in zip(weights, products, strict=True):
+        assert error(x, of.float(), actual) <= TOLERANCE[BRAIN]
+
+
 def decode(layout: Layout, dtype: torch.dtype, rows: int = 5) -> None:
     planes = typical_planes(layout, rows)
     there, given = on_gpu(planes), (layout.columns, *settings(layout), dtype)
@@ -111,6 +120,11 @@ CASES: list[Callable[[], None]] = [
     ),
     *(partial(multiply_exact, m, columns, BRAIN) for m in (1, 8, 16) for columns in (1024, 1100)),
     *(partial(multiply_exact, m, 1100, HALF) for m in (1, 8)),
+    *(
+        partial(multiply_exact_together, m, columns, (67, 17, 64))
+        for m in (1, 8, 16)
+        for columns in (1024, 1100)
+    ),
     *(
         partial(decode, Layout(256, 4, bits), dtype)
         for bits, dtype in product(DEVIATIONS, TOLERANCE)
