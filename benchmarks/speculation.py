@@ -128,7 +128,7 @@ def arguments() -> argparse.Namespace:
         "--agreement",
         nargs=2,
         type=float,
-        default=[0.85, 0.97],
+        default=[0.85, 0.978],
         help="imposed on the large one: of drafts by indices, and by 8.25 bits",
     )
     ways = "eager", "compiled"
