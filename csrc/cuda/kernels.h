@@ -96,7 +96,7 @@ void multiply_few(const ProductTask& task, void* workspace, cudaStream_t stream)
 bool multiplies_exact(const ProductTask& task);
 void multiply_exact(const ProductTask& task, cudaStream_t stream);
 
-// The same for products of one x; false also where one weight's have to be made at a time.
+// The same for products of one x; false also where they have to be made one after the other.
 bool multiplies_exact(const ProductTasks& tasks);
 void multiply_exact(const ProductTasks& tasks, cudaStream_t stream);
 

@@ -1,9 +1,10 @@
-// Products of at most 16 rows of x with an exact bf16 weight: a warp decodes blocks of 8 rows,
-// strip by strip, and the tensor cores multiply what is in its registers. Blocks of threads stay,
-// one a multiprocessor: a tile is 8 rows, tiles are taken in turn, and their 512-column blocks are
-// shared out evenly among the warps. Counted in machine code, up to 4 rows of x: 16 instructions a
-// weight in a strip, 9 of them find its sub-cell, 5 its remainder and the rest are codes, scale, x
-// and loop; 4 steps of shared memory for its edges.
+// Products of at most 16 rows of x with exact bf16 weights, one or as many as have one x: a warp
+// decodes blocks of 8 rows, strip by strip, and the tensor cores multiply what is in its registers.
+// Blocks of threads stay, one a multiprocessor, and are one weight's: a tile is 8 rows, tiles are
+// taken in turn, and their 512-column blocks are shared out evenly among the warps. Counted in
+// machine code, up to 4 rows of x: 16 instructions a weight in a strip, 9 of them find its
+// sub-cell, 5 its remainder and the rest are codes, scale, x and loop; 4 steps of shared memory for
+// its edges.
 #include <algorithm>
 
 #include "exact_strips.h"
