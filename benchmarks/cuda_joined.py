@@ -78,7 +78,7 @@ def ways(planes: list[Planes], layout: Layout) -> Ways:
         return [phi._linear(x, *each, None, layout.columns, code) for each in planes]
 
     def together(x: Tensor) -> list[Tensor]:
-        found: list[Tensor] = phi._linears(x, *lists[:7], [], layout.columns, code)
+        found: list[Tensor] = phi._linears(x, *lists[:-1], [], layout.columns, code)
         return found
 
     return Ways(apart, together)

@@ -92,7 +92,7 @@ def test_exact_weights(m: int, columns: int, with_bias: bool) -> None:
 
 
 def test_exact_weights_that_are_not_multiplied_together() -> None:
-    """fp16 rows, rows at an odd address, more tiles than a block keeps sums of."""
+    """More tiles than a block keeps sums of, rows at an odd address among them, and fp16 rows."""
     planes, layout = exact_weights(64, 60_000, 24)
     odd = torch.randn(3 * 64 + 1, dtype=torch.bfloat16, device="cuda")[1:].view(3, 64)
     for x in (odd, odd.clone(), odd.half()):
