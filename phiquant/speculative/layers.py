@@ -26,7 +26,8 @@ _MOST_KINDS = 4  # that are worth compiling one by one
 _INTERNAL = frozenset(nn.Module().__dict__)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 # Planes of remainders differ in their sizes from layer to layer, and ops look at these themselves.
-_OPTIONS = {"size_asserts": False, "alignment_asserts": False}
+# Small kernels that do not wait for each other become one: rotations, keys and values.
+_OPTIONS = {"size_asserts": False, "alignment_asserts": False, "combo_kernels": True}
 
 
 class LayerCache:
