@@ -22,12 +22,14 @@ from torch._inductor import config, custom_graph_pass
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 from torch.fx import Graph, Node
 
-from phiquant import graph_ops
+from phiquant import early_kernels, graph_ops
+from phiquant.early_kernels import all_wait
 from phiquant.ops import COUNT
 
 MOST = 3  # products of one call
 ROWS = 16  # of x: more have enough to do in a call of their own
 EXACT = frozenset({"cuda"})  # where exact weights' are joined: a CPU decodes one after the other
+EARLY = frozenset({"cuda"})  # where kernels may begin before those ahead of them have ended
 _TAKES_LISTS = hasattr(custom_graph_pass, "get_custom_graph_passes")
 
 _product = torch.ops.phiquant._linear.default
@@ -54,7 +56,7 @@ class JoinProducts(CustomGraphPass):
 
     def uuid(self) -> Any:
         """Of what decides how a graph is changed: graphs in Inductor's cache are found by it."""
-        files = (__file__, graph_ops.__file__)
+        files = (__file__, graph_ops.__file__, early_kernels.__file__)
         return get_hash_for_files(files, ",".join(sorted(self.devices)))
 
 
@@ -93,9 +95,11 @@ def join_products(graph: Graph, devices: Collection[str] = graph_ops.DEVICES) ->
     """Replace products with the same input by one call where the first of them is.
 
     They are of at most 16 rows, known while compiling, and of weights of one layout; with a bias
-    each or none. Of exact weights on a GPU alone, and if they have no exceptions.
+    each or none. Of exact weights on a GPU alone, and if they have no exceptions. On a GPU none are
+    where kernels of Inductor's would wait for the last of several results alone.
     """
-    for run in _runs(graph, devices):
+    joining = [device for device in devices if device not in EARLY or all_wait()]
+    for run in _runs(graph, joining):
         pieces = -(-len(run) // MOST)
         for piece in range(pieces):
             # Cut evenly: four are two and two, since three leave one that is made alone

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._inductor import config
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from phiquant import PhiConfig, PhiTensor, graph_ops, graph_passes
+from phiquant.early_kernels import early_kernels
 from phiquant.graph_passes import join_products
 
 phi = torch.ops.phiquant
@@ -98,6 +100,17 @@ def test_exceptions_stay_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     products.weights[1] = PhiTensor.from_hp(odd, PhiConfig(exact=True))
     assert products.weights[1].planes.exceptions is not None
     assert sorted(products.joined()) == [1, 2]
+
+
+def test_products_stay_apart_where_kernels_wait_for_the_last_one_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(graph_passes, "EARLY", {"cpu"})
+    assert Products(16, 16).joined() == [2]
+    with config.patch({"triton.enable_pdl": True}):
+        assert Products(16, 16).joined() == [1, 1]
+        with early_kernels():
+            assert Products(16, 16).joined() == [2]
 
 
 def test_values_are_known_to_inductor() -> None:

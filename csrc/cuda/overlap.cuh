@@ -8,6 +8,8 @@
 
 #include <cstdint>
 
+#include "captured.h"
+
 namespace phiquant::cuda {
 
 // All of a kernel's threads call this before the first of them ends.
@@ -17,8 +19,9 @@ __device__ __forceinline__ void wait_for_earlier_kernels() {
 #endif
 }
 
-// The next kernel may begin wherever there is room for it. Not where this one has several results:
-// Inductor's kernels (triton.enable_pdl) then wait for the last of them alone.
+// The next kernel may begin wherever there is room for it. It has to wait for all results of this
+// one: Inductor's kernels (triton.enable_pdl) would wait for the last of several alone, which
+// phiquant/graph_passes.py sees to.
 __device__ __forceinline__ void admit_next_kernel() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;");
@@ -46,13 +49,15 @@ void launch_overlapping_clusters(void (*kernel)(Parameters...), unsigned blocks,
   attributes[0].val.programmaticStreamSerializationAllowed = 1;
   attributes[1].id = cudaLaunchAttributeClusterDimension;
   attributes[1].val.clusterDim = {cluster, 1, 1};
+  const bool is_hopper = attribute(cudaDevAttrComputeCapabilityMajor) >= 9;
+  const bool is_told = is_hopper && begin_with_those_ahead(stream);  // by edges of a graph
   cudaLaunchConfig_t config{};
   config.gridDim = blocks;
   config.blockDim = static_cast<unsigned>(threads);
   config.dynamicSmemBytes = static_cast<size_t>(bytes);
   config.stream = stream;
-  config.attrs = attributes;
-  config.numAttrs = attribute(cudaDevAttrComputeCapabilityMajor) < 9 ? 0 : cluster == 1 ? 1 : 2;
+  config.attrs = attributes + is_told;
+  config.numAttrs = is_hopper ? !is_told + (cluster > 1) : 0;
   cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 

@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(kIndexWarps * 32, 1)
     reinterpret_cast<uint32_t*>(memory + parts.zeros)[i] = 0;
   shared.fill(power_of_two(task.layout.exponent));
   wait_for_earlier_kernels();
-  if (products.shares.are_of_one()) admit_next_kernel();
+  admit_next_kernel();
 
   StageWords words{nullptr, 0, place, {}};
   const DigitsPreparation<brain> preparation{

@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(Shape<deviation, rows>::kMostWarps * 32, 1)
   ring.fetch();
   shared.fill();
   wait_for_earlier_kernels();
-  if (products.shares.are_of_one()) admit_next_kernel();
+  admit_next_kernel();
 
   const Parts parts(groups, rows, warps * Stages::kBytes, segments);
   auto* const fragments = reinterpret_cast<uint4*>(memory + parts.fragments);

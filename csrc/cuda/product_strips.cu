@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(kMostWarps * 32, 1)
   walk.fetch_first(part.row_of(first), first.block);
   Table::fill(memory, warp, warps, lane);
   wait_for_earlier_kernels();
-  if constexpr (!several) admit_next_kernel();
+  admit_next_kernel();
   if constexpr (place == XPlace::kShared) x.stage(shape.columns, warp, warps);
   await_all_copies();
   __syncthreads();

@@ -68,7 +68,6 @@ struct BlockShares {
   }
 
   int blocks() const { return begin[kMostWeights]; }
-  __device__ __forceinline__ bool are_of_one() const { return begin[1] == begin[kMostWeights]; }
   __device__ __forceinline__ int weight_of(int block) const {
     static_assert(kMostWeights == 3);
     return (block >= begin[1]) + (block >= begin[2]);

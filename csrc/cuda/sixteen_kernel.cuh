@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(kSixteenThreads, 1)
   }
   __syncthreads();
   wait_for_earlier_kernels();
-  if (plans.shares.are_of_one()) admit_next_kernel();
+  admit_next_kernel();
   if constexpr (Shape::kExperts) {
     if (shared.finder.find(plan, place.expert, &shared.rows)) {
       multiply_all<Shape>(plan, place, maps, shared, memory);

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from phiquant.early_kernels import early_kernels, options
 from phiquant.tensor import PhiTensor
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ class CompiledLayers:
     def __init__(self, layers: Sequence[nn.Module], cache: SharedCache) -> None:
         self.layers = layers
         kinds = [_kind(layer) for layer in layers]
-        codes = {kind: compiled_alone(_layer, _OPTIONS) for kind in dict.fromkeys(kinds)}
+        given = {**_OPTIONS, **options()}
+        codes = {kind: compiled_alone(_layer, given) for kind in dict.fromkeys(kinds)}
         self.calls = [
             partial(_call, codes[kind], layer, LayerCache(cache.layers[number]))  # type: ignore[arg-type]
             for number, (layer, kind) in enumerate(zip(layers, kinds, strict=True))
@@ -79,7 +81,8 @@ class CompiledLayers:
         for layer, call in zip(self.layers, self.calls, strict=True):
             layer.__dict__["forward"] = call
         try:
-            yield
+            with early_kernels():  # where a first call compiles
+                yield
         finally:
             for layer in self.layers:
                 del layer.__dict__["forward"]

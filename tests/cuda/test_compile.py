@@ -13,7 +13,7 @@ from torch._inductor.utils import run_and_get_code
 from torch.library import opcheck
 
 import phiquant
-from phiquant import PhiConfig, PhiTensor, graph_ops
+from phiquant import PhiConfig, PhiTensor, early_kernels, graph_ops
 from tests.cuda.support import ON_A_GPU, phi
 from tests.support import TiedModel
 
@@ -143,7 +143,7 @@ class Heads(nn.Module):
         return self.q(x), self.k(x), self.v(x)
 
 
-@pytest.mark.parametrize("config", CONFIGS[:2], ids=["index", "index+4"])
+@EVERY_CONFIG
 @pytest.mark.parametrize("rows", [1, 8])
 @pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
 @torch.inference_mode()
@@ -163,6 +163,38 @@ def test_products_of_one_input_are_one_call(bias: bool, rows: int, config: PhiCo
         x.normal_()
         graph.replay()
         torch.testing.assert_close(found, module(x), atol=2e-2, rtol=2e-2)
+
+
+@EVERY_CONFIG
+@pytest.mark.parametrize("rows", [1, 8])
+@torch.inference_mode()
+def test_small_kernels_wait_first_and_let_products_begin(rows: int, config: PhiConfig) -> None:
+    if torch.cuda.get_device_capability()[0] < 9:
+        pytest.skip("needs compute capability 9.0")
+    heads, norm = Heads(False).bfloat16().cuda(), nn.RMSNorm(128).bfloat16().cuda()
+    phiquant.quantize_(heads, config)
+
+    def step(x: Tensor) -> Tensor:
+        for _ in range(3):
+            q, k, v = heads(norm(x))
+            x = x + q.sigmoid().repeat(1, 1, 2) * torch.cat([k, v, q.sin()], -1)
+        return x
+
+    compiled = torch.compile(step, fullgraph=True, dynamic=False, options=early_kernels.options())
+    x = torch.randn(1, rows, 128, device="cuda").bfloat16()
+    with early_kernels.early_kernels():
+        _, sources = run_and_get_code(compiled, x)
+    kernels = "".join(sources).split("@triton.jit")[1:]
+    first = "    tl.extra.cuda.gdc_launch_dependents()\n    tl.extra.cuda.gdc_wait()\n"
+    assert kernels
+    assert all(first in code and code.index(first) < code.index("tl.load(") for code in kernels)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = compiled(x)
+    for _ in range(20):
+        x.normal_()
+        graph.replay()
+        torch.testing.assert_close(found, step(x), atol=3e-2, rtol=3e-2)
 
 
 def llama(config: PhiConfig | None) -> Any:
