@@ -35,6 +35,19 @@ def _(func: Callable[..., Tensor], types: Any, args: Any, kwargs: Any) -> Tensor
     return return_and_correct_aliasing(func, args, kwargs, _owning(moved._with(dtype=dtype)))
 
 
+@PhiTensor.implements(aten.to.dtype_layout)
+def _(func: Callable[..., Tensor], types: Any, args: Any, kwargs: Any) -> Tensor:
+    """In inference mode alone: elsewhere torch itself makes a copy of it, or nothing."""
+    self = args[0]
+    dtype, device = kwargs.get("dtype") or self.dtype, kwargs.get("device") or self.device
+    there = torch.empty(0, device=device).device  # "cuda" says no number
+    if not kwargs.get("copy") and (dtype, there) == (self.dtype, self.device):
+        return self
+    others = {name: value for name, value in kwargs.items() if name != "copy"}
+    made: Tensor = aten._to_copy.default(self, **others)
+    return made
+
+
 def _owning(fresh: PhiTensor) -> PhiTensor:
     """A tensor whose planes were made for it."""
     fresh.is_alias = False

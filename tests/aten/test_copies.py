@@ -31,6 +31,21 @@ class TestCopies:
         with pytest.raises(TypeError, match=rf"^block\.weight: .*decodes to bfloat16.*got {dtype}"):
             matrix.to(dtype)
 
+    @torch.inference_mode()
+    def test_inference_mode_changes_nothing(self, matrix: PhiTensor) -> None:
+        """torch does not take `to` apart there."""
+        assert matrix.to("cpu") is matrix.to(matrix.dtype) is matrix
+        away = matrix.to("meta")
+        assert isinstance(away, PhiTensor)
+        assert (away.device.type, away.index_plane.device.type) == ("meta", "meta")
+        assert matrix.to("meta", torch.bfloat16).dtype == torch.bfloat16
+        fresh = matrix.to("cpu", copy=True)
+        assert torch.equal(fresh, matrix)
+        assert fresh.index_plane.data_ptr() != matrix.index_plane.data_ptr()
+        model = nn.Sequential(nn.Linear(128, 16))
+        phiquant.quantize_(model)
+        assert model.to("meta")[0].weight.device.type == "meta"
+
     def test_models_move(self) -> None:
         model = nn.Sequential(nn.Linear(128, 16))
         phiquant.quantize_(model)
