@@ -1,13 +1,13 @@
-"""Inductor's small kernels that begin while the one ahead ends, and let the next begin meanwhile.
+"""Inductor's kernels that begin while the kernel ahead ends, and let the next one begin meanwhile.
 
-With its option `triton.enable_pdl` a kernel of Inductor's, on compute capability 9.0 and later,
-waits where it first reads what the node right before it wrote, and admits the next one after its
+With its option ``triton.enable_pdl``, on compute capability 9.0 and later, a kernel of Inductor's
+waits where it first reads what the node right before it wrote, and admits the next kernel after its
 last load. Inside of :func:`early_kernels` it admits the next one first, so that a product gets
-ready while a norm or an activation waits and runs, and then waits before anything is read. So each
-kernel has seen the end of all before it, and whoever waits for it has, too, whatever they read.
+ready while a norm or an activation waits and runs. Then it waits before it reads anything: each
+kernel has seen the end of all before it, and whoever waits for it has, too.
 
-Inductor has no hook for this: a method of its `TritonKernel` is replaced, and found wanting, all
-stays as it was.
+Inductor has no hook for this, so a method of its ``TritonKernel`` is replaced. Where that, or the
+option, is not there, everything stays as it was.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def options() -> dict[str, Any]:
 def all_wait() -> bool:
     """Whether kernels that Inductor writes now see all results of the kernel ahead of them.
 
-    Theirs with the option wait for the last one it wrote, or for none that they do not read.
+    With the option alone they look at the last buffer that was written before them: of several
+    results of one kernel they would wait for that one only.
     """
     from torch._inductor import config
 
