@@ -23,7 +23,6 @@ from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_file
 from torch.fx import Graph, Node
 
 from phiquant import early_kernels, graph_ops
-from phiquant.early_kernels import all_wait
 from phiquant.ops import COUNT
 
 MOST = 3  # products of one call
@@ -98,7 +97,7 @@ def join_products(graph: Graph, devices: Collection[str] = graph_ops.DEVICES) ->
     each or none. Of exact weights on a GPU alone, and if they have no exceptions. On a GPU none are
     where kernels of Inductor's would wait for the last of several results alone.
     """
-    joining = [device for device in devices if device not in EARLY or all_wait()]
+    joining = [device for device in devices if device not in EARLY or early_kernels.all_wait()]
     for run in _runs(graph, joining):
         pieces = -(-len(run) // MOST)
         for piece in range(pieces):
